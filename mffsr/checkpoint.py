@@ -1,0 +1,243 @@
+"""Weight files: safetensors that describe themselves. Find, verify, load, save.
+
+The header of a weight file holds, beside the tensors' names and shapes:
+
+    format    "mffsr", and `version`, the version of this layout
+    kind      "fapn" (focus affinity perception network) or "fn" (super-resolution and fusion network)
+    config    the network's configuration, as JSON: it rebuilds the network
+    stage, steps, data, licence, command   how the weights came to be
+    sha256    digest of all tensors (names, types, shapes, values): a flipped bit is found
+
+Nothing in a weight file is ever executed; pickles are refused whatever their name is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from mffsr.errors import CheckpointError, UsageError
+from mffsr.model import FAPN, FN, FapnConfig, JointModel, SrnConfig
+
+__all__ = ["VERSION", "Checkpoint", "digest", "find", "load", "load_model", "save_network", "weights_folder", "write_file"]
+
+VERSION = 1
+_BUILD: dict[str, tuple[Callable[..., Any], Callable[..., nn.Module]]] = {
+    "fapn": (FapnConfig, FAPN),
+    "fn": (SrnConfig, FN),
+}
+Network = FAPN | FN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A weight file, read and verified."""
+
+    path: Path
+    kind: str
+    network: FAPN | FN
+    sha256: str
+    header: Mapping[str, str]
+
+
+def weights_folder() -> Path:
+    """Return the folder of the bundled weights: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parent
+    inside = package / "weights"
+    return inside if inside.is_dir() else package.parent / "weights"
+
+
+def find(weights: str, scale: int) -> tuple[Path, Path | None]:
+    """Return the FAPN file and the FN file (None at scale 1) that `weights` stands for.
+
+    `weights` is the name of a bundled set ("photo", "paper"), a folder with `fapn.safetensors` and
+    `x2.safetensors` … as training writes it, or one file, which replaces the bundled one of its kind.
+    Raises CheckpointError where a file is missing.
+    """
+    bundled = weights_folder()
+    fapn, fn = bundled / "fapn.safetensors", bundled / f"photo-x{scale}.safetensors"
+    given = Path(weights)
+    if given.is_dir():
+        fapn = given / "fapn.safetensors" if (given / "fapn.safetensors").exists() else fapn
+        fn = given / f"x{scale}.safetensors"
+    elif given.suffix or given.exists() or os.sep in weights:
+        if not given.exists():
+            raise CheckpointError(f"{weights}: no such weight file")
+        if read_header(given)["kind"] == "fapn":
+            fapn = given
+        else:
+            fn = given
+    else:
+        fn = bundled / f"{weights}-x{scale}.safetensors"
+    needed = [fapn] if scale == 1 else [fapn, fn]
+    for path in needed:
+        if not path.exists():
+            names = sorted({p.name.rsplit("-x", 1)[0] for p in bundled.glob("*-x[234].safetensors")})
+            raise CheckpointError(
+                f"{path}: no such weight file\n"
+                f"bundled sets: {', '.join(names) or 'none'}; mffsr doctor lists what is there"
+            )
+    return fapn, fn if scale > 1 else None
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 over names, types, shapes and values of all tensors, in the order of their names."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Return a weight file's own description; raises CheckpointError where it is none of ours."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    except Exception as error:  # noqa: BLE001 - the Rust library raises its own types, documented nowhere
+        raise CheckpointError(
+            f"{path}: damaged, or not a safetensors file ({error})\nexpected a weight file that mffsr train wrote"
+        ) from None
+    if header.get("format") != "mffsr":
+        raise CheckpointError(f"{path}: not a weight file of mffsr (no format in its header)")
+    if not header.get("version", "").isdecimal() or int(header["version"]) > VERSION:
+        raise CheckpointError(
+            f"{path}: made by a newer mffsr (layout {header.get('version')}, this one reads {VERSION})\n"
+            "update mffsr, or use older weights"
+        )
+    if header.get("kind") not in _BUILD:
+        raise CheckpointError(f"{path}: kind {header.get('kind')!r}, expected fapn or fn")
+    return header
+
+
+def load(path: Path, *, kind: str | None = None, scale: int | None = None) -> Checkpoint:
+    """Read, verify and rebuild one network, float32, on the CPU, in evaluation mode.
+
+    Names, shapes and types are compared before anything is allocated, then the digest, then that every
+    value is finite. Raises CheckpointError, which says what was expected and what was found.
+    """
+    header = read_header(path)
+    if kind is not None and header["kind"] != kind:
+        raise CheckpointError(f"{path}: holds {header['kind']} weights, expected {kind}")
+    config_type, network_type = _BUILD[header["kind"]]
+    try:
+        config = config_type(**json.loads(header["config"]))
+        with torch.device("meta"):
+            network = network_type(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its configuration is not understood ({error})") from None
+    if scale is not None and header["kind"] == "fn" and config.scale != scale:
+        raise CheckpointError(f"{path}: weights for scale {config.scale}, but scale {scale} is asked for")
+    tensors = _read_tensors(path, network.state_dict())
+    if digest(tensors) != header.get("sha256"):
+        raise CheckpointError(f"{path}: damaged (its checksum does not match its contents)")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{path}: {name} holds values that are not finite")
+    full = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    network.load_state_dict(full, strict=True, assign=True)
+    network.eval().requires_grad_(False)
+    if not isinstance(network, FAPN | FN):
+        raise TypeError(type(network))
+    return Checkpoint(path=path, kind=header["kind"], network=network, sha256=header["sha256"], header=header)
+
+
+def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+        missing, extra = set(expected) - names, names - set(expected)
+        if missing or extra:
+            raise CheckpointError(
+                f"{path}: other tensors than its configuration asks for: "
+                f"{len(missing)} missing ({', '.join(sorted(missing)[:2])}), "
+                f"{len(extra)} superfluous ({', '.join(sorted(extra)[:2])})"
+            )
+        for name in names:
+            part = file.get_slice(name)
+            found = tuple(part.get_shape())
+            if found != tuple(expected[name].shape):
+                raise CheckpointError(f"{path}: {name} is {found}, expected {tuple(expected[name].shape)}")
+            floating = expected[name].is_floating_point()
+            if part.get_dtype() not in ({"F32", "F16", "BF16"} if floating else {"I64"}):
+                raise CheckpointError(f"{path}: {name} is of type {part.get_dtype()}")
+        return {name: file.get_tensor(name) for name in sorted(names)}
+
+
+def load_model(scale: int, weights: str = "photo") -> tuple[JointModel, list[Checkpoint]]:
+    """Return the joint model for `scale` with the weights of that name, and the files it was made from."""
+    if scale not in (1, 2, 3, 4):
+        raise UsageError(f"scale is {scale}, expected 1, 2, 3 or 4")
+    fapn_path, fn_path = find(weights, scale)
+    parts = [load(fapn_path, kind="fapn")]
+    if fn_path is not None:
+        parts.append(load(fn_path, kind="fn", scale=scale))
+    return assemble(*(part.network for part in parts)), parts
+
+
+def assemble(fapn: Network, fn: Network | None = None) -> JointModel:
+    """Put a FAPN and an FN together."""
+    with torch.device("meta"):
+        model = JointModel(FapnConfig(), None)
+    if not isinstance(fapn, FAPN) or not (fn is None or isinstance(fn, FN)):
+        raise TypeError(f"expected a FAPN and an FN, found {type(fapn).__name__} and {type(fn).__name__}")
+    model.fapn, model.fn = fapn, fn
+    return model.eval()
+
+
+def save_network(network: nn.Module, path: Path, *, half: bool = True, **description: str) -> str:
+    """Write a network as a weight file, atomically, and return its sha256.
+
+    `half` stores float16, which halves the file; `description` goes into the header (stage, steps, data …).
+    """
+    kind = "fapn" if isinstance(network, FAPN) else "fn"
+    tensors = {
+        name: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in network.state_dict().items()
+    }
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{path}: {name} is not finite, the weights were not written")
+    sha256 = digest(tensors)
+    header = {
+        "format": "mffsr",
+        "version": str(VERSION),
+        "kind": kind,
+        "config": json.dumps(asdict(network.config)),  # type: ignore[call-overload]
+        "sha256": sha256,
+        **description,
+    }
+    write_file(path, save(tensors, metadata=header))
+    return sha256
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a whole file so that at any moment the old one or the new one is there."""
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: not written ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

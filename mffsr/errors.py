@@ -1,0 +1,53 @@
+"""The exceptions of mffsr, one small tree.
+
+    MffsrError                 something could not be done; exit code 1
+    ├── UsageError             the request itself is wrong; exit code 2
+    ├── PhotoError             one photo file: unreadable, damaged, not supported, not writable
+    ├── BracketError           the frames of a bracket do not belong together
+    ├── CheckpointError        a weight file is missing, damaged, or of another kind
+    ├── DeviceError            the device is missing or out of memory
+    └── TrainingError          training cannot start or go on
+
+A message says what is wrong, what was expected and what to do next, in at most a few lines,
+and names the file. The command line prints it; nothing else does.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BracketError",
+    "CheckpointError",
+    "DeviceError",
+    "MffsrError",
+    "PhotoError",
+    "TrainingError",
+    "UsageError",
+]
+
+
+class MffsrError(Exception):
+    """Something could not be done."""
+
+
+class UsageError(MffsrError):
+    """The request itself is wrong: an option, a missing or superfluous argument."""
+
+
+class PhotoError(MffsrError):
+    """A photo file cannot be read or written; the message names it."""
+
+
+class BracketError(MffsrError):
+    """The frames of a bracket do not belong together (size, scene, exposure)."""
+
+
+class CheckpointError(MffsrError):
+    """A weight file is missing, damaged, or of another kind than asked for."""
+
+
+class DeviceError(MffsrError):
+    """The device asked for is not there, or its memory does not suffice."""
+
+
+class TrainingError(MffsrError):
+    """Training cannot start or cannot go on."""

@@ -1,0 +1,7 @@
+"""The paper's network; it knows tensors, nothing of files, tiles or devices."""
+
+from mffsr.model.fapn import FAPN, FapnConfig, FocusMaps
+from mffsr.model.joint import FN, JointModel
+from mffsr.model.srn import SCALES, SRN, SrnConfig, enlarge
+
+__all__ = ["FAPN", "FN", "SCALES", "SRN", "FapnConfig", "FocusMaps", "JointModel", "SrnConfig", "enlarge"]

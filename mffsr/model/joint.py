@@ -1,0 +1,104 @@
+"""The joint network: FAPN finds the focus, SRN enlarges the sources, FN fuses their features.
+
+    photos ─┬─ FAPN ─ maps ─ HF (14) ─ Resize ─┐
+            └─ SRN of each ─ F̄^SRN ────────────┴─ mask-weighted sum (15) ─ D2 (16) ─ fused enlargement
+
+`focus` and `render` are the two halves; between them stands the whole image's label map, where holes are
+filled (`mffsr.focus_map`). `forward` composes them for training. Reference: section III-C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mffsr.model.fapn import FAPN, FapnConfig, FocusMaps
+from mffsr.model.srn import SRN, Decoder, SrnConfig
+
+__all__ = ["FN", "JointModel", "decide", "soft_transition"]
+
+
+def decide(maps: FocusMaps) -> Tensor:
+    """Return the binary decision M1 ≥ M2, float32 (B, 1, h, w)."""
+    return (maps.m1 >= maps.m2).float()
+
+
+def soft_transition(masks: Tensor) -> Tensor:
+    """Soften binary masks (B, n, h, w) over two pixels, so that Resize makes no stairs; sums are kept.
+
+    A binomial 5×5 filter (two passes of 1-2-1 in each direction); its reach is 2 pixels.
+    """
+    count = masks.shape[1]
+    line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=masks.device) / 16
+    kernel = (line[:, None] * line).expand(count, 1, 5, 5)
+    return F.conv2d(F.pad(masks, (2, 2, 2, 2), mode="replicate"), kernel, groups=count)
+
+
+class FN(nn.Module):
+    """Fusion network: SRN of every source, mask-weighted sum of their features, decoder D2."""
+
+    def __init__(self, config: SrnConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.srn = SRN(config)
+        self.d2 = Decoder(config.features + 1)
+
+    def forward(self, sources: Sequence[Tensor], masks: Tensor) -> Tensor:
+        """Return the fused enlargement (B, 3, s·h, s·w), float32, not clipped.
+
+        `sources`: n images (B, 3, h, w) in [0, 1]; `masks`: (B, n, h, w), M^pred of each source, summing
+        to 1. A source whose mask is zero everywhere may be left out: the result is the same.
+        """
+        if masks.shape[1] != len(sources):
+            raise ValueError(f"{len(sources)} sources but {masks.shape[1]} masks")
+        scale = self.config.scale
+        weights = F.interpolate(masks.float(), scale_factor=scale, mode="bilinear", align_corners=False)
+        fused: Tensor | None = None
+        base: Tensor | None = None
+        for source, weight in zip(sources, weights.split(1, 1), strict=True):  # (15)
+            found = self.srn.features(source)
+            part, part_base = weight.to(found.features.dtype) * found.features, weight * found.base
+            fused = part if fused is None else fused + part
+            base = part_base if base is None else base + part_base
+        if fused is None or base is None:
+            raise ValueError("no sources: expected at least one")
+        return base + self.d2(fused).float()  # (16)
+
+
+class JointModel(nn.Module):
+    """FAPN and FN together; at scale 1 there is no FN and the sources themselves are fused."""
+
+    def __init__(self, fapn: FapnConfig, srn: SrnConfig | None) -> None:
+        super().__init__()
+        self.fapn = FAPN(fapn)
+        self.fn = FN(srn) if srn is not None else None
+
+    @property
+    def scale(self) -> int:
+        """Enlargement: 1 (fusion alone), 2, 3 or 4."""
+        return self.fn.config.scale if self.fn is not None else 1
+
+    def focus(self, image1: Tensor, image2: Tensor) -> FocusMaps:
+        """Return M1 and M2, (B, 1, h, w) in [0, 1], of two images (B, 3, h, w) in [0, 1]."""
+        maps: FocusMaps = self.fapn(image1, image2)
+        return maps
+
+    def render(self, sources: Sequence[Tensor], masks: Tensor) -> Tensor:
+        """Return the fused image (B, 3, s·h, s·w), float32; see `FN.forward` for the arguments."""
+        if self.fn is None:
+            return torch.stack([m * s for m, s in zip(masks.float().split(1, 1), sources, strict=True)]).sum(0)
+        out: Tensor = self.fn(sources, masks)
+        return out
+
+    def forward(self, image1: Tensor, image2: Tensor) -> tuple[Tensor, FocusMaps]:
+        """Return the fused enlargement and the focus maps; the soft maps, normalised, are the masks.
+
+        For training: hole filling needs the whole photo and stands between `focus` and `render`.
+        """
+        maps = self.focus(image1, image2)
+        masks = torch.cat(maps, 1)
+        masks = masks / masks.sum(1, keepdim=True).clamp_min(1e-6)
+        return self.render((image1, image2), masks), maps

@@ -1,0 +1,161 @@
+"""SRN, the super-resolution network: one photo (B, 3, h, w) in [0, 1] → features of its enlargement.
+
+    I ──────── conv ─ F^l ─┬─ SRB ×10 ─ global fusion ─ F^h ─┬─ attention (10) ─ deconv (11) ─ F^SRN ─┐
+                           │     ↑ embedded at every depth    │                                        ├─ F̄^SRN (12)
+    ∇I ─────── conv ───────┴─ GEB ×10 ───────────── ∇F^h ─────┘                        Resize(∇I) ────┘
+                                                                                             D1 (13) → I^HR
+
+Reference: section III-B of the paper, equations (10)–(13). Decoders return a residual: the enlarged photo
+is the bicubic enlargement plus D1 (or, of the fused features, plus D2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mffsr.model.blocks import LEAK, DenseResidualBlock, conv, conv_stack, gradient_map
+
+__all__ = ["SCALES", "SRN", "Decoder", "SourceFeatures", "SrnConfig", "enlarge"]
+
+SCALES = (2, 3, 4)
+
+
+class SourceFeatures(NamedTuple):
+    """What SRN knows of one source at high resolution."""
+
+    features: Tensor  # (B, features + 1, s·h, s·w): F̄^SRN of equation (12)
+    base: Tensor  # (B, 3, s·h, s·w): the bicubic enlargement that the decoder's residual is added to
+
+
+@dataclass(frozen=True, kw_only=True)
+class SrnConfig:
+    """The shape of an SRN; the defaults are the paper's (widths from the authors' implementation)."""
+
+    scale: int
+    features: int = 32
+    growth: int = 32
+    blocks: int = 10
+    gradient_embedding: bool = True  # False: Table II without GEB
+    shallow_deep: bool = True  # False: Table II without SDFC
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise ValueError(f"scale is {self.scale}, expected one of {SCALES}")
+        if min(self.features, self.growth, self.blocks) < 1:
+            raise ValueError(
+                f"features, growth and blocks are {self.features}, {self.growth} and {self.blocks}, "
+                "expected at least 1"
+            )
+
+    @property
+    def reach(self) -> int:
+        """Radius in low-resolution pixels beyond which an input pixel cannot influence an output pixel."""
+        heads = 1 + 1 + 1  # gradient map, its head or the two shallow convolutions
+        trunk = 3 * (self.blocks + 1)  # a GEB block feeds the SRB block of its depth
+        attention = 1 + 3  # global fusion, then three 3×3
+        upward = 2 + 2 + 2  # two 3×3, the deconvolutions, the decoder and the bicubic kernel
+        return heads + trunk + attention + upward
+
+
+def enlarge(image: Tensor, scale: int) -> Tensor:
+    """Return the bicubic enlargement (a = −0.5, as Pillow and MATLAB) of (B, C, h, w), in float32."""
+    return F.interpolate(image.float(), scale_factor=scale, mode="bicubic", antialias=True)
+
+
+class Decoder(nn.Module):
+    """D1 or D2: features at high resolution (B, inputs, H, W) → residual image (B, 3, H, W).
+
+    The authors decode three channels by one convolution, too thin for 32 features: here two 3×3
+    convolutions of the same width as the trunk.
+    """
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(conv(inputs, 32), nn.LeakyReLU(LEAK), conv(32, 3))
+
+    def forward(self, features: Tensor) -> Tensor:
+        out: Tensor = self.layers(features)
+        return out
+
+
+class SRN(nn.Module):
+    """Super-resolution network; one set of weights serves every source of a bracket."""
+
+    def __init__(self, config: SrnConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, growth = config.features, config.growth
+        embedded = width if config.gradient_embedding else 0
+        self.shallow = conv(3, width)
+        self.enter = conv(width, width)
+        self.srb = nn.ModuleList(
+            DenseResidualBlock(width + embedded, width, growth) for _ in range(config.blocks)
+        )
+        if config.gradient_embedding:
+            self.gradient = conv(1, width)
+            self.geb = nn.ModuleList(DenseResidualBlock(width, width, growth) for _ in range(config.blocks))
+        # Global fusion of all depths: the 1×1 convolution over their concatenation, as a sum over depths.
+        self.gather = nn.ModuleList(nn.Conv2d(width, width, 1, bias=i == 0) for i in range(config.blocks))
+        self.global_fusion = conv(width, width)
+        if config.shallow_deep:
+            self.attention = nn.Sequential(
+                conv(2 * width, width), nn.ReLU(), conv(width, 16), nn.ReLU(), conv(16, 1)
+            )
+        # Equation (11) adds F^l to a concatenation twice as wide; a 1×1 convolution makes them fit.
+        self.project = conv(width + embedded, width, 1)
+        self.lift = conv_stack((width, width, width))
+        steps = (2, 2) if config.scale == 4 else (config.scale,)
+        self.deconv = nn.Sequential(*(layer for step in steps for layer in _deconv(width, step)))
+        self.d1 = Decoder(width + 1)
+
+    def features(self, image: Tensor) -> SourceFeatures:
+        """Return F̄^SRN and the bicubic base of a source (B, 3, h, w) in [0, 1]."""
+        gradient = gradient_map(image)
+        low = self.shallow(image)  # F^l
+        deep, edges = self._trunk(self.enter(low), gradient)
+        if self.config.shallow_deep:
+            attention = torch.sigmoid(self.attention(torch.cat((low, deep), 1)))  # (10)
+            lifted = attention * self.project(torch.cat((deep, *edges), 1)) + low  # (11)
+        else:
+            lifted = self.project(torch.cat((deep, *edges), 1))
+        up = self.deconv(self.lift(lifted))  # (11), F^SRN
+        resized = F.interpolate(
+            gradient, scale_factor=self.config.scale, mode="bilinear", align_corners=False
+        ).to(up.dtype)
+        return SourceFeatures(torch.cat((up, resized), 1), enlarge(image, self.config.scale))  # (12)
+
+    def _trunk(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return F^h and, with GEB, (∇F^h,): ten dense residual blocks of each branch and the global fusion."""
+        first, edge = x, self.gradient(gradient) if self.config.gradient_embedding else None
+        total: Tensor | None = None
+        for depth, block in enumerate(self.srb):
+            if edge is None:
+                x = x + block(x)
+            else:
+                edge = edge + self.geb[depth](edge)
+                x = x + block(torch.cat((x, edge), 1))
+            part = self.gather[depth](x)
+            total = part if total is None else total + part
+        deep = self.global_fusion(total) + first
+        return deep, () if edge is None else (edge,)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the enlarged source I^HR (B, 3, s·h, s·w), float32, not clipped."""
+        source = self.features(image)
+        return source.base + self.d1(source.features).float()  # (13)
+
+
+def _deconv(width: int, step: int) -> tuple[nn.Module, nn.Module]:
+    """Return a transposed convolution by `step` with its activation.
+
+    The kernel is a multiple of the stride, so that every output pixel is made of equally many inputs
+    (no checkerboard).
+    """
+    kernel = 4 if step == 2 else 9
+    padding = (kernel - step) // 2
+    return nn.ConvTranspose2d(width, width, kernel, step, padding), nn.LeakyReLU(LEAK)

@@ -1,0 +1,24 @@
+"""Files ↔ pixels: nothing of torch."""
+
+from ._atomic import atomic_output
+from ._decoded import Header
+from .images import MAX_PIXELS, Photo, read_header, read_photo, with_depth
+from .metadata import XMP_NAMESPACE, OutputMetadata, output_metadata
+from .write import OUTPUT_EXTENSIONS, check_target, supported_depth, write_photo
+
+__all__ = [
+    "MAX_PIXELS",
+    "OUTPUT_EXTENSIONS",
+    "XMP_NAMESPACE",
+    "Header",
+    "OutputMetadata",
+    "Photo",
+    "atomic_output",
+    "check_target",
+    "output_metadata",
+    "read_header",
+    "read_photo",
+    "supported_depth",
+    "with_depth",
+    "write_photo",
+]

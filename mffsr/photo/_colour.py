@@ -1,0 +1,70 @@
+"""ICC profiles: is one usable, and the few conversions that reading and writing need."""
+
+from __future__ import annotations
+
+import functools
+import io
+
+from PIL import Image, ImageCms
+
+__all__ = ["SPACES", "gray_to_srgb", "icc_fault", "srgb_profile", "to_srgb"]
+
+SPACES = {1: "GRAY", 3: "RGB"}  # the colour space a profile must describe, by channels
+_LARGEST = 16 << 20
+
+
+@functools.cache
+def srgb_profile() -> bytes:
+    """The sRGB profile, byte for byte the same on every call and every day."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    # Bytes 24-35 are the creation time, 84-99 the MD5 identifier that depends on it (ICC.1:2010, 7.2).
+    profile[24:36] = bytes.fromhex("07d000010001000000000000")
+    profile[84:100] = bytes(16)
+    return bytes(profile)
+
+
+def icc_fault(icc: bytes, space: str) -> str | None:
+    """Why the profile cannot serve for pixels of `space` ("RGB", "GRAY", "CMYK"); None if it can."""
+    if len(icc) > _LARGEST:
+        return f"is larger than {_LARGEST >> 20} MiB"
+    if len(icc) < 132 or icc[36:40] != b"acsp":
+        return "is no ICC profile"
+    if int.from_bytes(icc[:4], "big") > len(icc):
+        return "is cut short"
+    found = icc[16:20].decode("ascii", "replace").strip()
+    if found != space:
+        return f"describes {found} colours, but the pixels are {space}"
+    mode = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}[space]
+    try:
+        _transform(icc, mode)
+    except Exception as fault:  # noqa: BLE001 - littleCMS reports hostile profiles in many ways
+        return f"is damaged ({fault})"
+    return None
+
+
+def _transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(io.BytesIO(icc)),
+        ImageCms.ImageCmsProfile(io.BytesIO(srgb_profile())),
+        mode,
+        "RGB",
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+
+
+def to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
+    """CMYK (or L) → RGB in sRGB, through the profile if there is one, else by Pillow's formula."""
+    if icc is None:
+        return image.convert("RGB")
+    converted = ImageCms.applyTransform(image, _transform(icc, image.mode))
+    if converted is None:  # only an in-place conversion returns nothing
+        raise ValueError("colour conversion failed")
+    return converted
+
+
+def gray_to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes | None]:
+    """A gray image (mode L) as RGB, with the profile that then fits."""
+    if icc is None:
+        return image.convert("RGB"), None
+    return to_srgb(image, icc), srgb_profile()

@@ -1,0 +1,243 @@
+"""TIFF and BigTIFF through tifffile: 8 and 16 bits, every layout and compression of photographs.
+
+Pillow would turn 16-bit colour into 8 bits without a word. Before tifffile allocates anything, the
+directory is checked: sizes within the limit, every strip and tile inside the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import BinaryIO, cast
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from . import _colour
+from ._blocks import resolution_of
+from ._decoded import Decoded, Header, Pixels, UnsupportedError, Warn
+from ._ifd import Exif, IfdError, TiffReader, UnknownTypeError, Value, append_to_tiff, build_exif, parse_exif
+
+__all__ = ["check_segments", "decode", "descriptive", "encode", "header"]
+
+_BIG = 3_800_000_000  # bytes of pixels from which classic TIFF's 32-bit offsets may not suffice
+_ICC, _XMP = 34675, 700
+_STRIPS, _TILES = (273, 279), (324, 325)  # tags of offsets and byte counts
+
+# Fields that describe the pixels of the file itself and must not travel into another file:
+# layout, codecs, YCbCr, sub-directories, XMP, IPTC, Photoshop, ICC, CFA and DNG data.
+_STRUCTURAL = {
+    *range(254, 260), 262, 263, 264, 265, 266, 273, *range(277, 282), 284, *range(288, 294), 297, 301,
+    *range(317, 348), *range(512, 533), 700, 33421, 33422, 33423, 33723, 34377, 34675, 37724,
+}  # fmt: skip
+
+
+def descriptive(tag: int) -> bool:
+    """Whether a field of the main directory tells of the photo rather than of the file's layout."""
+    return tag not in _STRUCTURAL and tag < 50706 and tag not in (274,)
+
+
+def check_segments(reader: TiffReader, offset: int) -> None:
+    """Raise `IfdError` if a strip or tile of the directory lies beyond the end of the file."""
+    entries = reader.directory(offset).entries
+    for places, lengths in (_STRIPS, _TILES):
+        if places in entries and lengths in entries:
+            starts = np.array(reader.integers(entries[places]), np.float64)
+            counts = np.array(reader.integers(entries[lengths]), np.float64)
+            if len(starts) != len(counts):
+                raise IfdError("as many strips as strip lengths were expected")
+            if np.any(starts + counts > reader.size) or np.any(starts < 0) or np.any(counts < 0):
+                raise IfdError("cut short: some of the pixels lie beyond the end of the file")
+
+
+def _check_page(reader: TiffReader) -> None:
+    """Raise `IfdError` if anything that the first directory points at lies beyond the end of the file."""
+    for entry in reader.directory(reader.first).entries.values():
+        with contextlib.suppress(UnknownTypeError):
+            if entry.position + reader.length(entry) > reader.size:
+                raise IfdError("cut short: some of its fields lie beyond the end of the file")
+    check_segments(reader, reader.first)
+
+
+class _Layout:
+    """The few fields of the first page that decide whether and how it is read."""
+
+    def __init__(self, page: tifffile.TiffPage) -> None:
+        self.width, self.height = int(page.imagewidth), int(page.imagelength)
+        self.samples = int(page.samplesperpixel)
+        self.photometric = int(page.photometric) if page.photometric is not None else 1
+        self.jpeg = int(page.compression) in (6, 7, 34892)
+        self.bits = int(page.bitspersample)
+        kind = int(page.sampleformat) if page.sampleformat is not None else 1
+        if min(self.width, self.height, self.samples, self.bits) < 1:
+            raise ValueError(
+                f"a TIFF of {self.width}×{self.height}×{self.samples} pixels of {self.bits} bits"
+            )
+        if int(page.imagedepth or 1) != 1:
+            raise UnsupportedError("is a volume of several layers; a plain picture was expected")
+        if kind not in (1, 4) or self.bits > 16:
+            what = "floating point" if kind == 3 else "integer"
+            raise UnsupportedError(f"has {self.bits}-bit {what} pixels; save it as 16-bit integer TIFF")
+        self.base = self._base_channels()
+        if self.samples < self.base or self.samples > self.base + 4:
+            raise UnsupportedError(f"has {self.samples} channels; gray or colour with one alpha was expected")
+        extra = [int(one) for one in page.extrasamples]
+        self.alpha = extra[0] if self.samples > self.base and extra else 0  # 1 associated, 2 not
+
+    def _base_channels(self) -> int:
+        """Colour channels by PhotometricInterpretation (TIFF 6.0, section 8)."""
+        if self.photometric in (0, 1, 3):
+            return 1
+        if self.photometric == 2 or (self.photometric == 6 and self.jpeg):
+            return 3
+        if self.photometric == 5 and self.bits == 8:
+            return 4
+        names = {5: "16-bit CMYK", 6: "uncompressed YCbCr", 8: "Lab", 32803: "camera sensor"}
+        raise UnsupportedError(f"has {names.get(self.photometric, 'unknown')} colours; save it as RGB TIFF")
+
+    def header(self) -> Header:
+        return Header(
+            width=self.width,
+            height=self.height,
+            bit_depth=16 if self.bits > 8 and self.photometric != 3 else 8,
+            channels=1 if self.base == 1 and self.photometric != 3 else 3,
+            format="TIFF",
+            has_alpha=self.alpha in (1, 2),
+        )
+
+
+def header(stream: BinaryIO) -> tuple[Header, bytes | None, bytes | None]:
+    """The header as stored in the file, with the EXIF and XMP blocks that may turn the picture."""
+    reader = TiffReader(stream)
+    _check_page(reader)
+    stream.seek(0)
+    with tifffile.TiffFile(stream) as tiff:
+        layout = _Layout(cast("tifffile.TiffPage", tiff.pages[0]))
+    return layout.header(), None, _field(reader, _XMP)
+
+
+def orientation(stream: BinaryIO) -> int | None:
+    """The orientation field of the first page."""
+    reader = TiffReader(stream)
+    entry = reader.directory(reader.first).entries.get(274)
+    with contextlib.suppress(IfdError, IndexError):
+        if entry is not None and entry.number == 1:
+            return reader.integers(entry)[0]
+    return None
+
+
+def _field(reader: TiffReader, tag: int) -> bytes | None:
+    entry = reader.directory(reader.first).entries.get(tag)
+    with contextlib.suppress(IfdError):
+        if entry is not None and reader.length(entry) <= 16 << 20:
+            return reader.raw(entry).rstrip(b"\0") if tag == _XMP else reader.raw(entry)
+    return None
+
+
+def decode(stream: BinaryIO, warn: Warn) -> Decoded:
+    """Decode the first page; raises for damage and for kinds that are no photographs."""
+    reader = TiffReader(stream)
+    _check_page(reader)
+    if reader.directory(reader.first).next:
+        warn("several pages: only the first is used")
+    stream.seek(0)
+    with tifffile.TiffFile(stream) as tiff:
+        page = cast("tifffile.TiffPage", tiff.pages[0])
+        layout = _Layout(page)
+        pixels = np.asarray(page.asarray())
+        colormap = page.colormap
+    if int(page.planarconfig or 1) == 2 and pixels.ndim == 3:
+        pixels = np.moveaxis(pixels, 0, 2)
+    pixels = pixels.reshape(layout.height, layout.width, layout.samples)
+    icc = _field(reader, _ICC)
+    if icc is not None and layout.photometric != 5:
+        space = "GRAY" if layout.header().channels == 1 else "RGB"
+        if fault := _colour.icc_fault(icc, space):
+            warn(f"the colour profile {fault}; it is left out and sRGB assumed")
+            icc = None
+    upright = _interpret(pixels, layout, colormap)
+    if layout.photometric == 5:
+        icc = None if icc is None or _colour.icc_fault(icc, "CMYK") else icc
+        upright = np.array(_colour.to_srgb(Image.fromarray(cast("Pixels", upright), "CMYK"), icc))
+        icc = _colour.srgb_profile() if icc else None
+    exif = None
+    with contextlib.suppress(IfdError):
+        block = parse_exif(reader, keep=descriptive, largest=1 << 16)
+        exif = build_exif(block) if block.main or block.exif or block.gps else None
+    return Decoded(
+        pixels=cast("Pixels", upright),
+        icc=icc,
+        exif=exif,
+        xmp=_field(reader, _XMP),
+        dpi=_resolution(reader),
+        orientation=orientation(stream),
+    )
+
+
+def _interpret(pixels: np.ndarray, layout: _Layout, colormap: np.ndarray | None) -> np.ndarray:
+    """File values → H×W×C uint8 or uint16 over the full range, black at 0, alpha unassociated."""
+    if layout.photometric == 3:
+        if colormap is None:
+            raise ValueError("a palette TIFF without its palette")
+        table = colormap if colormap.max() < 256 else colormap >> 8  # some writers leave out the shift
+        return np.ascontiguousarray(table.astype(np.uint8).T[pixels[:, :, 0].astype(np.intp)])
+    keep = layout.base + (layout.alpha in (1, 2))
+    pixels = np.ascontiguousarray(pixels[:, :, :keep])
+    bits, full = layout.bits, 255 if layout.bits <= 8 else 65535
+    if pixels.dtype == bool or bits not in (8, 16):
+        wide = pixels.astype(np.uint32) * full
+        pixels = ((wide + ((1 << bits) - 1) // 2) // ((1 << bits) - 1)).astype(
+            np.uint8 if full == 255 else np.uint16
+        )
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    if layout.photometric == 0:
+        pixels[:, :, 0] = full - pixels[:, :, 0]
+    if layout.alpha == 1:
+        colour, alpha = pixels[:, :, :-1].astype(np.uint32), pixels[:, :, -1:].astype(np.uint32)
+        restored = np.minimum((colour * full + alpha // 2) // np.maximum(alpha, 1), full)
+        pixels[:, :, :-1] = restored
+    return pixels
+
+
+def _resolution(reader: TiffReader) -> tuple[float, float] | None:
+    """Dots per inch from XResolution, YResolution and ResolutionUnit."""
+    tags = {282, 283, 296}
+    with contextlib.suppress(IfdError):
+        found = parse_exif(reader, keep=tags.__contains__)
+        return resolution_of(found)
+    return None
+
+
+def encode(
+    stream: BinaryIO,
+    pixels: Pixels,
+    *,
+    alpha: bool,
+    icc: bytes | None,
+    exif: Exif | None,
+    xmp: bytes | None,
+    dpi: tuple[float, float] | None,
+) -> None:
+    """Write H×W or H×W×(2..4) pixels, uint8 or uint16, deflated with the horizontal predictor."""
+    colour = pixels.ndim == 3 and pixels.shape[2] >= 3
+    exif = exif or Exif()
+    with tifffile.TiffWriter(stream, bigtiff=pixels.nbytes > _BIG, byteorder=exif.order) as writer:
+        writer.write(
+            pixels,
+            photometric="rgb" if colour else "minisblack",
+            planarconfig="contig" if pixels.ndim == 3 else None,
+            extrasamples=["unassalpha"] if alpha else None,
+            compression="zlib",
+            predictor=True,
+            resolution=dpi or (72, 72),
+            resolutionunit="inch" if dpi else "none",
+            metadata=None,
+            software=False,
+        )
+    extra = []
+    if icc:
+        extra.append((_ICC, Value(7, len(icc), icc)))
+    if xmp:
+        extra.append((_XMP, Value(1, len(xmp), xmp)))
+    exif.main = {tag: value for tag, value in exif.main.items() if descriptive(tag)}
+    append_to_tiff(stream, exif, extra)

@@ -1,0 +1,229 @@
+"""Photographs: files → pixels with everything that belongs to them.
+
+    read_header(path) → Header     size, depth and format, without decoding
+    read_photo(path)  → Photo      H×W×C pixels, upright, alpha apart, profile and metadata as bytes
+
+The content decides what a file is, never its name. Whatever a hostile or damaged file makes a decoder
+do, the caller sees a `PhotoError` that names file and cause.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from mffsr.errors import PhotoError
+
+from . import _blocks, _png, _pnm, _sniff
+from ._decoded import Decoded, Header, Pixels, Warn, guarded, open_photo, split_alpha, to_8_bit
+
+__all__ = ["MAX_PIXELS", "Photo", "read_header", "read_photo", "with_depth"]
+
+MAX_PIXELS = 500_000_000  # 3 GB of 16-bit colour: more than any camera takes, less than a bomb needs
+
+
+def _silent(_text: str) -> None:
+    """The default of every `warn`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Photo:
+    """One photograph, upright.
+
+    pixels  H×W×1 (gray) or H×W×3 (RGB), uint8 or uint16, C-contiguous, full range
+    alpha   H×W of the same type, not premultiplied; None if opaque
+    icc     profile of the pixels' colour space; None means sRGB
+    exif    TIFF-structured block without the "Exif\\0\\0" prefix, orientation 1
+    xmp     XMP packet
+    dpi     dots per inch, across and down
+    path, format  where it was read from and as what
+
+    Raises ValueError if the arrays do not fit together.
+    """
+
+    pixels: Pixels
+    alpha: Pixels | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    path: Path | None = None
+    format: str | None = None
+
+    def __post_init__(self) -> None:
+        pixels, alpha = self.pixels, self.alpha
+        if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or min(pixels.shape) < 1:
+            raise ValueError(f"pixels must be H×W×1 or H×W×3, not {pixels.shape}")
+        if pixels.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"pixels must be uint8 or uint16, not {pixels.dtype}")
+        if not pixels.flags.c_contiguous:
+            raise ValueError("pixels must be C-contiguous")
+        if alpha is not None and (alpha.shape != pixels.shape[:2] or alpha.dtype != pixels.dtype):
+            raise ValueError(
+                f"alpha must be {pixels.shape[:2]} of {pixels.dtype}, not {alpha.shape} of {alpha.dtype}"
+            )
+
+    @property
+    def bit_depth(self) -> int:
+        """8 or 16."""
+        return self.pixels.dtype.itemsize * 8
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+
+def with_depth(photo: Photo, bit_depth: int) -> Photo:
+    """The photo with 8 or 16 bits per channel: 8 → 16 is exact (times 257), 16 → 8 rounds."""
+    if bit_depth not in (8, 16):
+        raise ValueError(f"bit depth must be 8 or 16, not {bit_depth}")
+    if bit_depth == photo.bit_depth:
+        return photo
+
+    def convert(values: Pixels) -> Pixels:
+        return to_8_bit(values) if bit_depth == 8 else values.astype(np.uint16) * np.uint16(257)
+
+    alpha = None if photo.alpha is None else convert(photo.alpha)
+    return replace(photo, pixels=convert(photo.pixels), alpha=alpha)
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """What the file's header says, in milliseconds and without decoding a pixel.
+
+    Raises `PhotoError` if the file is no readable photo of a supported format, as far as can be told.
+    """
+    path = Path(path)
+    with open_photo(path) as stream, guarded(path):
+        return _header(stream, path, _sniff.sniff(stream, path))
+
+
+def read_photo(
+    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, warn: Warn | None = None
+) -> Photo:
+    """Read one photo: JPEG, PNG, TIFF, WebP, PNM, camera RAW, AVIF, HEIC.
+
+    16-bit files stay 16-bit. Palette, CMYK, bilevel and YCbCr become RGB or gray; of several pictures
+    in a file the first is taken. `warn` is called with one line for everything that had to be left out
+    (a damaged profile, further pages). Raises `PhotoError` for whatever cannot be read completely,
+    and for more than `max_pixels` pixels before any is decoded.
+    """
+    path = Path(path)
+
+    def tell(text: str) -> None:
+        (warn or _silent)(f"{path}: {text}")
+
+    with open_photo(path) as stream:
+        with guarded(path):
+            form = _sniff.sniff(stream, path)
+            header = _header(stream, path, form)
+        pixels = header.width * header.height
+        if pixels > max_pixels:
+            raise PhotoError(
+                f"{path}: has {header.width}×{header.height} = {pixels / 1e6:.0f} million pixels; "
+                f"the limit is {max_pixels / 1e6:.0f} million"
+            )
+        with guarded(path):
+            decoded = _decode(stream, path, form, tell)
+            return _finish(decoded, path, form, tell)
+
+
+def _header(stream: BinaryIO, path: Path, form: str) -> Header:
+    """The header with the upright size."""
+    turned: int | None = None
+    exif: bytes | None
+    xmp: bytes | None
+    match form:
+        case "PNG":
+            header, exif, xmp = _png.header(stream)
+        case "PNM":
+            header, exif, xmp = _pnm.header(stream), None, None
+        case "TIFF":
+            from . import _tiff
+
+            header, exif, xmp = _tiff.header(stream)
+            turned = _tiff.orientation(stream)
+        case "RAW":
+            from . import raw
+
+            return replace(raw.header(stream), path=path)
+        case _:
+            from . import _pillow
+
+            header, exif, xmp = _pillow.header(stream, form)
+            turned = 1 if form == "HEIF" else None
+    if _orientation(turned, exif, xmp) >= 5:
+        header = replace(header, width=header.height, height=header.width)
+    return replace(header, path=path)
+
+
+def _decode(stream: BinaryIO, path: Path, form: str, warn: Warn) -> Decoded:
+    match form:
+        case "PNG":
+            return _png.decode(stream, warn)
+        case "PNM":
+            return _pnm.decode(stream)
+        case "TIFF":
+            from . import _tiff
+
+            return _tiff.decode(stream, warn)
+        case "RAW":
+            from . import raw
+
+            return raw.decode(stream, warn)
+        case _:
+            from . import _pillow
+
+            return _pillow.decode(stream, form, warn)
+
+
+def _orientation(stated: int | None, exif: bytes | None, xmp: bytes | None) -> int:
+    """1..8: of the file itself, else of EXIF, else of XMP."""
+    for value in (stated, _blocks.exif_orientation(exif), _blocks.xmp_orientation(xmp)):
+        if value is not None and 1 <= value <= 8:
+            return value
+    return 1
+
+
+# EXIF orientation → what makes the picture upright (EXIF 2.32, 4.6.4): flip rows, flip columns, transpose.
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),
+}
+
+
+def _finish(decoded: Decoded, path: Path, form: str, warn: Warn) -> Photo:
+    """Turn the pixels upright, part the alpha, and bring the metadata into agreement with them."""
+    exif = _blocks.strip_exif_prefix(decoded.exif)
+    xmp = decoded.xmp or None
+    turned = _UPRIGHT[_orientation(decoded.orientation, exif, xmp)]
+    pixels, alpha = split_alpha(turned(decoded.pixels))
+    icc = decoded.icc
+    if icc is not None and form == "PNG":
+        from ._colour import SPACES, icc_fault
+
+        if fault := icc_fault(icc, SPACES[pixels.shape[2]]):
+            warn(f"the colour profile {fault}; it is left out and sRGB assumed")
+            icc = None
+    dpi = decoded.dpi or _blocks.exif_resolution(exif)
+    return Photo(
+        pixels=pixels,
+        alpha=alpha,
+        icc=icc,
+        exif=_blocks.upright_exif(exif, warn),
+        xmp=_blocks.upright_xmp(xmp),
+        dpi=dpi,
+        path=path,
+        format=form,
+    )

@@ -1,0 +1,168 @@
+"""Photo → file: JPEG, PNG, TIFF or WebP by the extension, whole or not at all.
+
+16-bit pixels stay 16-bit in PNG and TIFF and are rounded to 8 bits for JPEG and WebP. Profile, EXIF,
+XMP and resolution go into every format. See `atomic_output` for how a file is put in place.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from mffsr.errors import PhotoError, UsageError
+
+from . import _png
+from ._atomic import atomic_output, resolve_target
+from ._colour import SPACES, icc_fault
+from ._decoded import Warn, guarded, join_alpha, to_8_bit
+from ._ifd import Exif, IfdError, build_exif, parse_exif
+from .images import Photo
+
+__all__ = ["OUTPUT_EXTENSIONS", "check_target", "supported_depth", "write_photo"]
+
+_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WebP"}
+OUTPUT_EXTENSIONS = tuple(_FORMATS)
+
+_LARGEST_SIDE = {"JPEG": 65_500, "WebP": 16_383, "PNG": 1_000_000}  # libjpeg, WebP's 14 bits, libpng
+_LARGEST_EXIF = 65_533 - 6  # bytes in one JPEG segment, after its length and its name
+_LARGEST_XMP = 65_533 - 29
+
+
+def _format(path: Path) -> str:
+    form = _FORMATS.get(path.suffix.lower())
+    if form is None:
+        raise UsageError(
+            f"{path}: unknown output format {path.suffix or '(no extension)'}; "
+            f"use one of {' '.join(OUTPUT_EXTENSIONS)}"
+        )
+    return form
+
+
+def supported_depth(path: str | os.PathLike[str]) -> int:
+    """Bits per channel, 8 or 16, that the format of `path` can hold; `UsageError` if it is unknown."""
+    return 16 if _format(Path(path)) in ("PNG", "TIFF") else 8
+
+
+def check_target(
+    path: str | os.PathLike[str], *, size: tuple[int, int] | None = None, overwrite: bool = False
+) -> None:
+    """Everything about an output that can be known before the work begins.
+
+    `size` is (width, height) in pixels. Raises `UsageError` for an unknown extension, `PhotoError`
+    if the format cannot hold the size or the file could not be created.
+    """
+    path = Path(path)
+    form = _format(path)
+    limit = _LARGEST_SIDE.get(form)
+    if size is not None and limit is not None and max(size) > limit:
+        other = "a PNG or TIFF" if form != "PNG" else "a TIFF"
+        raise PhotoError(
+            f"{path}: {size[0]}×{size[1]} pixels do not fit into a {form}, "
+            f"whose sides end at {limit}; write {other}"
+        )
+    resolve_target(path, overwrite=overwrite)
+
+
+def write_photo(
+    photo: Photo,
+    path: str | os.PathLike[str],
+    *,
+    quality: int = 95,
+    overwrite: bool = False,
+    warn: Warn | None = None,
+) -> None:
+    """Write a photo; the extension of `path` chooses the format.
+
+    `quality` (1..100) is that of JPEG and WebP. An existing file is refused unless `overwrite`; a
+    symbolic link is followed and the file it names replaced (that it is no input, the caller checks).
+    `warn` is called with one line for every part of the metadata that the format cannot hold.
+    Raises `PhotoError`, or `UsageError` for an unknown extension; then the target is as it was.
+    """
+    path = Path(path)
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality must be 1..100, not {quality}")
+    check_target(path, size=photo.size, overwrite=overwrite)
+    form = _format(path)
+
+    def tell(text: str) -> None:
+        if warn is not None:
+            warn(f"{path}: {text}")
+
+    with atomic_output(path, overwrite=overwrite) as stream, guarded(path, doing="cannot be written"):
+        icc = _usable_icc(photo, tell)
+        pixels, alpha = photo.pixels, photo.alpha
+        if form in ("JPEG", "WebP"):
+            pixels, alpha = to_8_bit(pixels), None if alpha is None else to_8_bit(alpha)
+        if form == "JPEG" and alpha is not None:
+            tell("JPEG holds no transparency, which is left out; write PNG, TIFF or WebP to keep it")
+            alpha = None
+        joined = np.ascontiguousarray(join_alpha(pixels, alpha))
+        match form:
+            case "JPEG":
+                from . import _pillow
+
+                exif, xmp = _fit_jpeg(photo, tell)
+                _pillow.encode_jpeg(
+                    stream, joined, quality=quality, icc=icc, exif=exif, xmp=xmp, dpi=photo.dpi
+                )
+            case "WebP":
+                from . import _pillow
+
+                _pillow.encode_webp(stream, joined, quality=quality, icc=icc, exif=photo.exif, xmp=photo.xmp)
+            case "PNG":
+                _png.encode(stream, joined, icc=icc, exif=photo.exif, xmp=photo.xmp, dpi=photo.dpi)
+            case _:
+                from . import _tiff
+
+                _tiff.encode(
+                    stream,
+                    joined,
+                    alpha=alpha is not None,
+                    icc=icc,
+                    exif=_parsed(photo.exif, tell),
+                    xmp=photo.xmp,
+                    dpi=photo.dpi,
+                )
+
+
+def _usable_icc(photo: Photo, warn: Warn) -> bytes | None:
+    """The photo's profile if it fits its pixels; a wrong one would spoil the file."""
+    if photo.icc is None:
+        return None
+    fault = icc_fault(photo.icc, SPACES[photo.pixels.shape[2]])
+    if fault is not None:
+        warn(f"the colour profile {fault}; it is left out")
+        return None
+    return photo.icc
+
+
+def _parsed(block: bytes | None, warn: Warn) -> Exif | None:
+    if block is None:
+        return None
+    try:
+        return parse_exif(block)
+    except IfdError as fault:
+        warn(f"the EXIF data is damaged and left out ({fault})")
+        return None
+
+
+def _fit_jpeg(photo: Photo, warn: Warn) -> tuple[bytes | None, bytes | None]:
+    """EXIF and XMP within the 64 KiB of a JPEG segment."""
+    exif, xmp = photo.exif, photo.xmp
+    if exif is not None and len(exif) > _LARGEST_EXIF:
+        parsed = _parsed(exif, warn)
+        exif = None
+        if parsed is not None:
+            for values in (parsed.exif, parsed.main):  # maker notes, previews and the like go first
+                for tag in [tag for tag, value in values.items() if len(value.data) > 4096]:
+                    del values[tag]
+            rest = build_exif(parsed)
+            exif = rest if len(rest) <= _LARGEST_EXIF else None
+        kept = "its large parts are" if exif else "it is"
+        warn(f"the EXIF data is too large for a JPEG; {kept} left out")
+    if xmp is not None and len(xmp) > _LARGEST_XMP:
+        warn("the XMP data is too large for a JPEG and left out")
+        xmp = None
+    return exif, xmp

@@ -1,0 +1,289 @@
+"""One training batch: a pure function of (photos, masks, stage, seed, step).
+
+Because a batch depends on nothing else, training resumes exactly, and several processes share a batch by
+taking different samples of it. Everything heavy runs in batches on the photos' device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.random import Generator
+from torch import Tensor
+
+from mffsr.training import degrade
+from mffsr.training.photos import Crop, Photos
+from mffsr.training.synth import Frames, defocus, kernel
+
+__all__ = [
+    "FocusBatch",
+    "FusionBatch",
+    "SuperResolutionBatch",
+    "focus_batch",
+    "fusion_batch",
+    "sr_batch",
+    "validation_brackets",
+]
+
+MARGIN = 16  # pixels around a patch that are cut off after blurring and shifting
+KERNEL = 2 * MARGIN - 1  # side of the blur kernels: radius up to 15
+LR_MARGIN = 2  # low-resolution pixels around a patch that are cut off after reducing
+
+
+class FocusBatch(NamedTuple):
+    """What FAPN learns from."""
+
+    image1: Tensor  # (B, 3, p, p)
+    image2: Tensor  # (B, 3, p, p)
+    sharp: Tensor  # (B, 3, p, p) all-in-focus truth
+    truth: Tensor  # (B, 1, p, p): 1 where image 1 is the sharper
+    weight: Tensor  # (B, 1, p, p): 0 where neither is
+
+
+class SuperResolutionBatch(NamedTuple):
+    """What SRN learns from."""
+
+    low: Tensor  # (B, 3, p, p)
+    high: Tensor  # (B, 3, s·p, s·p)
+
+
+class FusionBatch(NamedTuple):
+    """What SRN and D2 learn from jointly."""
+
+    low1: Tensor  # (B, 3, p, p)
+    low2: Tensor  # (B, 3, p, p)
+    high1: Tensor  # (B, 3, s·p, s·p)
+    high2: Tensor  # (B, 3, s·p, s·p)
+    sharp: Tensor  # (B, 3, s·p, s·p) all-in-focus truth
+    truth: Tensor  # (B, 1, p, p): 1 where frame 1 is the sharper
+
+
+def generators(seed: int, step: int, samples: Sequence[int]) -> list[Generator]:
+    """Return one random generator per sample of a step's global batch."""
+    return [np.random.default_rng([seed, step, sample]) for sample in samples]
+
+
+def _layers(masks: Tensor, size: int, rngs: Sequence[Generator]) -> Tensor:
+    """Cut and scale random masks into layers (B, 3, size, size), nearest first; a third of them is empty.
+
+    Layers sum to 1. In half of the samples the middle layer is empty: two depths, the paper's case.
+    """
+    count, side = masks.shape[0], masks.shape[-1]
+    planes = []
+    for rng in rngs:
+        pair = []
+        for _ in range(2):
+            cut = int(rng.integers(side // 3, side + 1))
+            top, left = rng.integers(0, side - cut + 1, 2)
+            mask = masks[int(rng.integers(count)), top : top + cut, left : left + cut].float() / 255
+            mask = F.interpolate(mask[None, None], (size, size), mode="bilinear", align_corners=False)[0, 0]
+            mask = ((mask - 0.5) * float(rng.uniform(1.5, 6)) + 0.5).clamp(0, 1)
+            pair.append(1 - mask if rng.random() < 0.5 else mask)
+        near, middle = pair
+        middle = middle * (1 - near) if rng.random() < 0.4 else torch.zeros_like(near)
+        planes.append(torch.stack((near, middle, 1 - near - middle)))
+    return torch.stack(planes)
+
+
+def _blurs(
+    rngs: Sequence[Generator], scale: float, device: torch.device, largest: float = 7.0
+) -> tuple[Tensor, Tensor]:
+    """Draw the kernels (2, 3, B, k, k) and radii (2, 3, B) of two frames and three layers."""
+    kernels = np.empty((2, 3, len(rngs), KERNEL, KERNEL), np.float32)
+    radii = np.zeros((2, 3, len(rngs)), np.float32)
+    for b, rng in enumerate(rngs):
+        disc = rng.random() < 0.6
+        far, near = np.exp(rng.uniform(np.log(0.8), np.log(largest), 2)) * scale
+        if rng.random() < 0.5:  # frame 1 is focused on the nearest layer
+            radii[:, 0, b], radii[:, 2, b] = (0, near), (far, 0)
+        else:
+            radii[:, 0, b], radii[:, 2, b] = (near, 0), (0, far)
+        radii[:, 1, b] = rng.uniform(0, [far, near]) if rng.random() < 0.7 else rng.permutation([0, near])
+        radii[:, :, b] = np.minimum(radii[:, :, b], MARGIN - 2)
+        for n in range(2):
+            for layer in range(3):
+                kernels[n, layer, b] = kernel(float(radii[n, layer, b]), disc=disc, size=KERNEL)
+    return torch.from_numpy(kernels).to(device), torch.from_numpy(radii).to(device)
+
+
+def _bracket(photos: Photos, masks: Tensor, size: int, rngs: Sequence[Generator], scale: int) -> tuple[Tensor, Frames]:
+    """Cut sharp patches of size + 2·MARGIN and photograph each twice; nothing is cut off yet."""
+    outer = size + 2 * MARGIN
+    image = photos.cut([photos.choose(outer, rng) for rng in rngs], outer)
+    layers = _layers(masks, outer, rngs)
+    kernels, radii = _blurs(rngs, scale, image.device)
+    matte = torch.tensor([rng.random() < 0.5 for rng in rngs], device=image.device)
+    return image, defocus(image, layers, kernels, radii, matte)
+
+
+def _inner(x: Tensor, margin: int) -> Tensor:
+    return x[:, :, margin:-margin, margin:-margin]
+
+
+def _noise(x: Tensor, amount: Sequence[float], rngs: Sequence[Generator]) -> Tensor:
+    """Add sensor noise of standard deviation `amount` (in units of 1) to each image that has any."""
+    out = x.clone()
+    for b, (sigma, rng) in enumerate(zip(amount, rngs, strict=True)):
+        if sigma > 0:
+            generator = torch.Generator(x.device).manual_seed(int(rng.integers(2**63)))
+            out[b] += sigma * torch.randn(x[b].shape, generator=generator, device=x.device)
+    return out
+
+
+def _compress(x: Tensor, share: float, lowest: int, rngs: Sequence[Generator]) -> Tensor:
+    """Compress a share of the images as JPEG of quality `lowest`…100."""
+    chosen = [b for b, rng in enumerate(rngs) if rng.random() < share]
+    if not chosen:
+        return x
+    quality = torch.tensor([float(rngs[b].uniform(lowest, 100)) for b in chosen], device=x.device)
+    index = torch.tensor(chosen, device=x.device)
+    height, width = x.shape[-2:]
+    padded = F.pad(x[index], (0, -width % 16, 0, -height % 16), mode="replicate")
+    return x.index_copy(0, index, degrade.jpeg(padded, quality)[:, :, :height, :width])
+
+
+def focus_batch(
+    photos: Photos, masks: Tensor, patch: int, seed: int, step: int, samples: Sequence[int]
+) -> FocusBatch:
+    """Return a batch of low-resolution pairs for FAPN, with the faults that real brackets have.
+
+    Slight misregistration (±0.7 px), exposure ±6 %, white balance ±3 %, sensor noise up to 2 % and JPEG
+    75…100, each in a share of the pairs.
+    """
+    rngs = generators(seed, step, samples)
+    image, made = _bracket(photos, masks, patch, rngs, 1)
+    frames = []
+    for frame in made.frames:
+        offsets = np.array([rng.uniform(-0.7, 0.7, 2) * (rng.random() < 0.4) for rng in rngs], np.float32)
+        gains = np.array(
+            [
+                np.exp((rng.uniform(-0.06, 0.06) + rng.uniform(-0.03, 0.03, 3)) * (rng.random() < 0.5))
+                for rng in rngs
+            ],
+            np.float32,
+        )
+        moved = degrade.shift(frame, torch.from_numpy(offsets).to(frame.device))
+        moved = moved * torch.from_numpy(gains).to(frame.device)[:, :, None, None]
+        sigma = [float(rng.uniform(0, 0.02)) * (rng.random() < 0.5) for rng in rngs]
+        frames.append(_compress(_noise(_inner(moved, MARGIN), sigma, rngs), 0.5, 75, rngs).clamp(0, 1))
+    truth = (_inner(made.truth, MARGIN) == 0).float()
+    return FocusBatch(frames[0], frames[1], _inner(image, MARGIN), truth, _inner(made.decided, MARGIN).float())
+
+
+def reduce(image: Tensor, scale: int, kind: degrade.Degradation, rngs: Sequence[Generator]) -> Tensor:
+    """Reduce a batch by 1/scale as `kind` says.
+
+    `paper`: OpenCV's bicubic without antialiasing. `clean`: antialiased bicubic, rounded to 8 bit.
+    `photo`: mostly as `clean`; in shares of the samples the mean over pixels, a mild blur before, noise and
+    JPEG after.
+    """
+    if kind == "paper":
+        return (degrade.reduce_opencv(image, scale).clamp(0, 1) * 255).round() / 255
+    if kind == "clean":
+        return (degrade.reduce_antialiased(image, scale).clamp(0, 1) * 255).round() / 255
+    blur = np.array([rng.uniform(0.2, 0.45) * scale * (rng.random() < 0.15) for rng in rngs])
+    if blur.any():
+        side = 4 * scale + 1
+        kernels = np.stack([kernel(2 * float(sigma), disc=False, size=side) for sigma in blur])
+        image = degrade.convolve(image, torch.from_numpy(kernels).to(image.device))
+    low = degrade.reduce_antialiased(image, scale)
+    area = torch.tensor([rng.random() < 0.15 for rng in rngs], device=image.device)[:, None, None, None]
+    low = torch.where(area, degrade.reduce_area(image, scale), low)
+    low = _noise(low, [float(rng.uniform(0, 0.01)) * (rng.random() < 0.15) for rng in rngs], rngs)
+    low = (low.clamp(0, 1) * 255).round() / 255
+    return _compress(low, 0.15, 80, rngs)
+
+
+def sr_batch(
+    photos: Photos,
+    masks: Tensor,
+    patch: int,
+    scale: int,
+    kind: degrade.Degradation,
+    seed: int,
+    step: int,
+    samples: Sequence[int],
+    defocused: float = 0.125,
+) -> SuperResolutionBatch:
+    """Return low-resolution patches (p×p) and their truth; a share `defocused` is a frame of a bracket.
+
+    Sources of a bracket are partly blurred, and their enlargement should be blurred alike; sharp
+    detail is what there is to learn, so most patches are sharp.
+    """
+    rngs = generators(seed, step, samples)
+    outer = (patch + 2 * LR_MARGIN) * scale
+    split = int(round(len(rngs) * (1 - defocused)))
+    sharp, blurred = rngs[:split], rngs[split:]
+    parts = []
+    if sharp:
+        parts.append(photos.cut([photos.choose(outer, rng) for rng in sharp], outer))
+    if blurred:
+        _, made = _bracket(photos, masks, outer, blurred, scale)
+        parts.append(_inner(made.frames[0], MARGIN).clamp(0, 1))
+    high = torch.cat(parts)
+    low = reduce(high, scale, kind, rngs)
+    return SuperResolutionBatch(_inner(low, LR_MARGIN), _inner(high, LR_MARGIN * scale))
+
+
+def fusion_batch(
+    photos: Photos,
+    masks: Tensor,
+    patch: int,
+    scale: int,
+    kind: degrade.Degradation,
+    seed: int,
+    step: int,
+    samples: Sequence[int],
+) -> FusionBatch:
+    """Return low-resolution brackets with everything the joint stage compares with."""
+    rngs = generators(seed, step, samples)
+    outer = (patch + 2 * LR_MARGIN) * scale
+    image, made = _bracket(photos, masks, outer, rngs, scale)
+    high = [_inner(frame, MARGIN).clamp(0, 1) for frame in made.frames]
+    low = [_inner(reduce(frame, scale, kind, rngs), LR_MARGIN) for frame in high]
+    cut = LR_MARGIN * scale
+    first = (_inner(made.truth, MARGIN) == 0).float()
+    truth = (F.avg_pool2d(_inner(first, cut), scale) >= 0.5).float()
+    return FusionBatch(
+        low[0], low[1], _inner(high[0], cut), _inner(high[1], cut), _inner(_inner(image, MARGIN), cut), truth
+    )
+
+
+def validation_brackets(photos: Photos, masks: Tensor, patch: int, scale: int, index: int) -> FocusBatch:
+    """Return the one bracket of two depths that is photo `index`'s: always the same, for validation.
+
+    image1 and image2 are patch×patch, JPEG 90, blur radius 1–6 low-resolution pixels, hard and matte
+    boundaries in turn; `sharp` is scale times as large. `truth` and `weight` are of low resolution.
+    """
+    rng = np.random.default_rng([12, index])
+    outer = min(patch * scale, *(min(p.shape[1:]) // 16 * 16 - 2 * MARGIN for p in photos.images)) // (16 * scale)
+    outer = outer * 16 * scale + 2 * MARGIN
+    chosen = index % len(photos)
+    height, width = photos.images[chosen].shape[1:]
+    crop = Crop(chosen, int(rng.integers(height - outer + 1)), int(rng.integers(width - outer + 1)), 0)
+    image = photos.cut([crop], outer)
+    layers = _layers(masks, outer, [rng])
+    layers = torch.cat((layers[:, :1], torch.zeros_like(layers[:, :1]), 1 - layers[:, :1]), 1)
+    radii = torch.zeros(2, 3, 1)
+    radii[0, 2], radii[1, 0] = (float(r) for r in np.minimum(rng.uniform(1, 6, 2) * scale, MARGIN - 2))
+    disc = bool(rng.random() < 0.5)
+    kernels = np.stack([[[kernel(float(r), disc=disc, size=KERNEL) for r in row] for row in f] for f in radii])
+    made = defocus(
+        image,
+        layers,
+        torch.from_numpy(kernels).to(image.device),
+        radii.to(image.device),
+        torch.tensor([index % 2 == 1], device=image.device),
+    )
+    frames = []
+    for frame in made.frames:
+        high = _inner(frame, MARGIN).clamp(0, 1)
+        low = degrade.reduce_antialiased(high, scale).clamp(0, 1) if scale > 1 else high
+        frames.append(degrade.jpeg(low, torch.tensor([90.0], device=image.device)))
+    first = (_inner(made.truth, MARGIN) == 0).float()
+    truth = (F.avg_pool2d(first, scale) >= 0.5).float()
+    return FocusBatch(frames[0], frames[1], _inner(image, MARGIN), truth, torch.ones_like(truth))

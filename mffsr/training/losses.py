@@ -1,0 +1,59 @@
+"""The paper's losses, equations (17)–(20): pure functions of batches in [0, 1], float32."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mffsr.model.blocks import gradient_map
+from mffsr.model.fapn import FocusMaps
+
+__all__ = ["fapn_loss", "fusion_loss", "ssim", "super_resolution_loss"]
+
+
+def ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Return the mean structural similarity (Wang et al. 2004) of two batches: 11×11 Gaussian, σ = 1.5."""
+    grid = torch.arange(11, device=x.device, dtype=x.dtype) - 5
+    line = torch.exp(-(grid**2) / (2 * 1.5**2))
+    line = line / line.sum()
+
+    def blur(v: Tensor) -> Tensor:
+        v = v.reshape(-1, 1, *v.shape[-2:])
+        return F.conv2d(F.conv2d(v, line.view(1, 1, 11, 1)), line.view(1, 1, 1, 11))
+
+    mx, my = blur(x), blur(y)
+    vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+    c1, c2 = 0.01**2, 0.03**2
+    index = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return index.mean()
+
+
+def fapn_loss(
+    maps: FocusMaps, image1: Tensor, image2: Tensor, sharp: Tensor, truth: Tensor, weight: Tensor
+) -> Tensor:
+    """Equations (17)–(18): 0.8 mask + 0.1 gradient + 0.1 (1 − SSIM).
+
+    truth (B, 1, h, w): 1 where image 1 is the sharper one; weight (B, 1, h, w): 0 where neither is.
+    """
+    mask = (weight * ((maps.m1 - truth).abs() + (maps.m2 - (1 - truth)).abs())).mean() / 2
+    fused = maps.m1 * image1 + maps.m2 * image2
+    gradient = (gradient_map(fused) - gradient_map(sharp)).abs().mean() / 3
+    return 0.8 * mask + 0.1 * gradient + 0.1 * (1 - ssim(fused, sharp))
+
+
+def super_resolution_loss(enlarged: Tensor, truth: Tensor) -> Tensor:
+    """Equation (19) of one source: the L1 distance."""
+    return (enlarged - truth).abs().mean()
+
+
+def fusion_loss(fused: Tensor, sharp: Tensor, frames: tuple[Tensor, Tensor], masks: Tensor) -> Tensor:
+    """Equation (20): L1 to the all-in-focus truth, and within each mask to that frame's own truth.
+
+    masks (B, 2, h, w) at low resolution, summing to 1.
+    """
+    resized = F.interpolate(masks, fused.shape[-2:], mode="bilinear", align_corners=False)
+    loss = (fused - sharp).abs().mean()
+    for mask, frame in zip(resized.split(1, 1), frames, strict=True):
+        loss = loss + (mask * (fused - frame).abs()).mean()
+    return loss

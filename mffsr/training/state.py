@@ -1,0 +1,84 @@
+"""The state of a training run on disk: everything needed to go on as if nothing had happened.
+
+One safetensors file, replaced atomically: network, its running average, the optimiser's moments, the step.
+Random numbers need no state: every batch is a function of (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from mffsr.checkpoint import digest, write_file
+from mffsr.errors import TrainingError
+
+__all__ = ["Average", "load_state", "save_state"]
+
+
+class Average:
+    """The exponential moving average (EMA) of a network's tensors."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.tensors = {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Move towards the network; the first steps count more, so that the beginning is forgotten."""
+        keep = min(self.decay, (1 + step) / (10 + step))
+        for name, value in network.state_dict().items():
+            mine = self.tensors[name]
+            if mine.is_floating_point():
+                mine.lerp_(value, 1 - keep)
+            else:
+                mine.copy_(value)
+
+
+def save_state(
+    path: Path, network: nn.Module, average: Average, optimizer: torch.optim.Optimizer, info: Mapping[str, object]
+) -> None:
+    """Write the state; the file on disk is at any moment the old state or the new one."""
+    tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in network.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in average.tensors.items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{index}.{name}": value for name, value in slots.items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    header = {"format": "mffsr-training", "sha256": digest(tensors), "info": json.dumps(info)}
+    write_file(path, save(tensors, metadata=header))
+
+
+def load_state(
+    path: Path, network: nn.Module, average: Average, optimizer: torch.optim.Optimizer
+) -> dict[str, object]:
+    """Restore a state into the given objects and return its `info`; raises TrainingError."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except Exception as error:  # noqa: BLE001 - the Rust library raises its own types
+        raise TrainingError(f"{path}: cannot be read ({error})") from None
+    if header.get("format") != "mffsr-training" or header.get("sha256") != digest(tensors):
+        raise TrainingError(f"{path}: damaged, or not the state of a training run")
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    try:
+        network.load_state_dict(part("model."), strict=True)
+    except RuntimeError as error:
+        raise TrainingError(f"{path}: the state of another network\n{str(error)[:200]}") from None
+    for name, value in part("ema.").items():
+        average.tensors[name].copy_(value)
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in part("adam.").items():
+        index, slot = name.split(".", 1)
+        slots.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    info: dict[str, object] = json.loads(header["info"])
+    return info

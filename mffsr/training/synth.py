@@ -1,0 +1,148 @@
+"""Synthetic focus brackets from sharp photographs, equation (21) and beyond.
+
+Two kinds of focus boundary are made. The *hard* one is the paper's: blur pasted inside a binary mask. The
+*matte* one is what a lens does: a defocused foreground spreads over the background, and a defocused
+background is not stained by the foreground (the α-matte model of Ma et al., the paper's reference [49]).
+
+All functions are pure: images and masks in, frames and truth out; random numbers come as arguments.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mffsr.training.degrade import convolve
+
+__all__ = ["Frames", "defocus", "kernel", "mask_bank"]
+
+Mask = NDArray[np.uint8]
+
+
+class Frames(NamedTuple):
+    """A bracket made of one sharp image."""
+
+    frames: list[Tensor]  # n × (B, 3, H, W)
+    truth: Tensor  # (B, 1, H, W) int64: index of the sharpest frame
+    decided: Tensor  # (B, 1, H, W) bool: False where two frames are equally sharp
+
+
+def kernel(radius: float, *, disc: bool, size: int) -> NDArray[np.float32]:
+    """Return a normalised size×size blur kernel: a disc of `radius` pixels, or a Gaussian of σ = radius / 2.
+
+    A disc's edge is antialiased. Radius 0 is the identity.
+    """
+    half = size // 2
+    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
+    distance = np.hypot(x, y)
+    if radius <= 0:
+        weights = (distance == 0).astype(np.float32)
+    elif disc:
+        weights = np.clip(radius + 0.5 - distance, 0, 1)
+    else:
+        weights = np.exp(-0.5 * (distance / (radius / 2)) ** 2)
+    return (weights / weights.sum()).astype(np.float32)
+
+
+def defocus(image: Tensor, layers: Tensor, kernels: Tensor, radii: Tensor, matte: Tensor) -> Frames:
+    """Photograph a layered scene once per frame, each time focused elsewhere.
+
+    image: (B, 3, H, W) sharp; layers: (B, L, H, W) in [0, 1], nearest layer first, summing to 1;
+    kernels: (N, L, B, k, k) blur of layer l in frame n; radii: (N, L, B) the same blurs' radii, of which the
+    smallest is the sharpest; matte: (B,) bool, α-matte boundary instead of the hard one of equation (21).
+    """
+    frames = [
+        torch.where(
+            matte[:, None, None, None], _matte(image, layers, per_frame), _hard(image, layers, per_frame)
+        )
+        for per_frame in kernels
+    ]
+    owner = layers.argmax(1, keepdim=True)  # (B, 1, H, W): which layer a pixel lies on
+    sharpest = radii.argmin(0)  # (L, B)
+    ordered = radii.sort(0).values
+    clear = ordered[1] - ordered[0] > 0.3 if len(radii) > 1 else torch.ones_like(ordered[0], dtype=torch.bool)
+    rows = torch.arange(len(image), device=image.device)[:, None, None, None]
+    return Frames(frames, sharpest[owner, rows], clear[owner, rows])
+
+
+def _hard(image: Tensor, layers: Tensor, kernels: Tensor) -> Tensor:
+    """Equation (21) for any number of layers: Σ M_l ⊙ f_blur(I)."""
+    out = torch.zeros_like(image)
+    for index in range(layers.shape[1]):
+        out = out + layers[:, index : index + 1] * convolve(image, kernels[index])
+    return out
+
+
+def _matte(image: Tensor, layers: Tensor, kernels: Tensor) -> Tensor:
+    """Layers composed from the farthest to the nearest; each spreads over what lies behind it."""
+    count = layers.shape[1]
+    out = torch.zeros_like(image)
+    for index in reversed(range(count)):
+        alpha = layers[:, index : index + 1]
+        if index == count - 1:  # the farthest layer also lies, unseen, behind the others
+            stacked = convolve(torch.cat((image * alpha, alpha), 1), kernels[index])
+            blurred = stacked[:, :3] / stacked[:, 3:].clamp_min(1e-3)
+            wide = _spread(image, alpha)
+            cover = stacked[:, 3:].clamp(0, 1)
+            out = blurred * cover + wide * (1 - cover)
+        else:
+            stacked = convolve(torch.cat((image * alpha, alpha), 1), kernels[index])
+            out = stacked[:, :3] + (1 - stacked[:, 3:].clamp(0, 1)) * out
+    return out
+
+
+def _spread(image: Tensor, alpha: Tensor) -> Tensor:
+    """Continue the pixels where alpha = 1 over the rest, smoothly."""
+    reach = kernel(14, disc=False, size=29)
+    weights = torch.as_tensor(reach, device=image.device).expand(len(image), -1, -1)
+    stacked = convolve(torch.cat((image * alpha, alpha), 1), weights)
+    mean = (image * alpha).mean((2, 3), keepdim=True) / alpha.mean((2, 3), keepdim=True).clamp_min(1e-3)
+    return (stacked[:, :3] + 1e-3 * mean) / (stacked[:, 3:] + 1e-3)
+
+
+def mask_bank(count: int, size: int, rng: Generator) -> Mask:
+    """Return (count, size, size) binary masks (0 or 255): shapes found by `findContours` in smooth noise.
+
+    The paper takes its decision masks from OpenCV's findContours; the noise's smoothness is drawn anew for
+    each mask. Every fourth one is instead a drawn shape (half-plane, polygons, thin branches), which have the
+    straight and the thin borders that noise lacks.
+    """
+    masks = np.zeros((count, size, size), np.uint8)
+    for index, mask in enumerate(masks):
+        if index % 4 == 3:
+            _draw(mask, rng)
+        else:
+            _contours(mask, rng)
+    return masks
+
+
+def _contours(mask: Mask, rng: Generator) -> None:
+    size = len(mask)
+    noise = cv2.GaussianBlur(rng.standard_normal((size, size)), (0, 0), float(rng.uniform(4, size / 8)))
+    level = np.quantile(noise, rng.uniform(0.35, 0.65))
+    found, _ = cv2.findContours((noise > level).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    largest = sorted(found, key=cv2.contourArea, reverse=True)[: int(rng.integers(1, 4))]
+    cv2.drawContours(mask, largest, -1, 255, cv2.FILLED)
+
+
+def _draw(mask: Mask, rng: Generator) -> None:
+    size = len(mask)
+    kind = rng.integers(3)
+    if kind == 0:  # a horizon
+        y, x = np.mgrid[:size, :size] - size / 2
+        angle = rng.uniform(0, 2 * np.pi)
+        mask[x * np.cos(angle) + y * np.sin(angle) > rng.uniform(-size / 4, size / 4)] = 255
+    elif kind == 1:  # things with straight sides
+        for _ in range(int(rng.integers(1, 4))):
+            corners = rng.integers(0, size, 2) + rng.uniform(-size / 2, size / 2, (int(rng.integers(3, 7)), 2))
+            cv2.fillPoly(mask, [cv2.convexHull(corners.astype(np.int32))], 255)
+    else:  # branches, antennae
+        for _ in range(int(rng.integers(2, 6))):
+            points = np.cumsum(rng.normal(0, size / 8, (8, 2)), 0) + rng.integers(0, size, 2)
+            cv2.polylines(mask, [points.astype(np.int32)], False, 255, int(rng.integers(2, 14)))
