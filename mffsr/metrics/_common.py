@@ -18,6 +18,7 @@ FloatImage = NDArray[np.float64]
 AnyImage = NDArray[Any]
 
 PEAK = 255.0
+SSIM_C1, SSIM_C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2  # Wang et al. 2004, section III-B
 _UINT16_PER_LEVEL = 257.0  # 65535 / 255: white stays white, and 257·v is exactly the 8-bit value v
 
 
@@ -40,7 +41,7 @@ def to_float(image: AnyImage, name: str) -> FloatImage:
     if image.dtype == np.uint8:
         return image.astype(np.float64)
     if image.dtype == np.uint16:
-        return image.astype(np.float64) / _UINT16_PER_LEVEL
+        return np.asarray(image.astype(np.float64) / _UINT16_PER_LEVEL)
     if image.dtype in (np.float32, np.float64):
         values = image.astype(np.float64)
         low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
@@ -94,6 +95,38 @@ def check_triple(
     return floats["source a"], floats["source b"], floats["the fused image"]
 
 
+def prepare_pair(
+    metric: str, reference: AnyImage, image: AnyImage, *, luma: bool, border: int
+) -> tuple[FloatImage, FloatImage]:
+    """Reference and image as float64 (h, w, channels) in 0…255, cropped and converted as asked.
+
+    Raises:
+        ValueError: see `psnr`.
+    """
+    images = {"the reference": reference, "the image": image}
+    floats = {name: to_float(pixels, f"{metric}: {name}") for name, pixels in images.items()}
+    for name, pixels in floats.items():
+        if pixels.ndim != 2 and pixels.shape[2:] != (3,):
+            raise ValueError(
+                f"{metric}: {name} is {size_of(pixels)}; expected height×width or height×width×3"
+            )
+    check_same_size(metric, **floats)
+    shape = floats["the image"].shape
+    if luma and len(shape) == 2:
+        raise ValueError(f"{metric}: luma needs RGB, height×width×3; the images are {shape[0]}×{shape[1]}")
+    if border < 0 or 2 * border >= min(shape[:2]):
+        raise ValueError(f"{metric}: a border of {border} leaves nothing of {shape[0]}×{shape[1]} pixels")
+    inner = slice(border, shape[0] - border), slice(border, shape[1] - border)
+    x, y = (np.atleast_3d(pixels)[inner] for pixels in floats.values())
+    return (_luma(x), _luma(y)) if luma else (x, y)
+
+
+def _luma(rgb: FloatImage) -> FloatImage:
+    """BT.601 luma of (H, W, 3), 16…235, (H, W, 1)."""
+    weights = np.array([[65.481], [128.553], [24.966]]) / PEAK
+    return np.asarray(16 + rgb @ weights, dtype=np.float64)
+
+
 def row_blocks(height: int) -> list[slice]:
     """Slices that cover the rows; work on one block at a time stays in the processor's cache."""
     return [slice(top, min(top + 16, height)) for top in range(0, height, 16)]
@@ -109,7 +142,8 @@ def norm255(image: FloatImage) -> NDArray[np.intp]:
         return np.zeros(image.shape, dtype=np.intp)
     stretched = PEAK * (image - low) / (high - low)
     whole = np.floor(stretched)
-    return (whole + (stretched - whole >= 0.5)).astype(np.intp)  # np.round would round halves to even
+    whole += stretched - whole >= 0.5  # np.round would round halves to even
+    return np.asarray(whole, dtype=np.intp)
 
 
 class PairEntropies:
@@ -173,7 +207,7 @@ class LocalStatistics:
 
     def ssim(self, pair: str, c1: float, c2: float) -> FloatImage:
         """The SSIM of two images at each window (Wang et al. 2004, eq. 13). c1, c2 > 0."""
-        x, y = pair
+        x, y = pair[0], pair[1]
         mx, my = self.means[x], self.means[y]
         luminance = (2 * mx * my + c1) / (mx * mx + my * my + c1)
         return luminance * (2 * self.covs[pair] + c2) / (self.covs[x + x] + self.covs[y + y] + c2)

@@ -19,7 +19,7 @@ def q_mi(a: AnyImage, b: AnyImage, fused: AnyImage) -> float:
 
     Returns:
         0…2, more is better; 2 when fused, a and b determine each other. A constant image holds no
-        information: its term is 0 when source or fused image are both constant, and 0 otherwise too.
+        information: the term of a constant source is 0, and all is 0 for a constant fused image.
 
     Raises:
         ValueError: sizes differ, not one channel, or values out of range.
@@ -34,4 +34,4 @@ def _q_mi(a: FloatImage, b: FloatImage, fused: FloatImage) -> float:
         pair = PairEntropies(norm255(source), levels)
         entropies = pair.first + pair.second
         total += pair.mutual / entropies if entropies > 0 else 0.0
-    return 2.0 * total  # Hossny et al. 2008, eq. 5
+    return 2.0 * total  # the sum of the normalised MIs of Hossny et al. 2008

@@ -35,8 +35,8 @@ def _q_nice(a: FloatImage, b: FloatImage, fused: FloatImage) -> float:
     levels = [norm255(image) for image in (a, b, fused)]
     correlation = np.eye(3)
     for i, j in combinations(range(3), 2):
-        # NCC in units of 256 levels: log256 = log2 / 8 (Wang et al. 2008, eq. 19.9)
+        # NCC in units of 256 levels: log256 = log2 / 8 (Wang et al. 2008, NCC)
         correlation[i, j] = correlation[j, i] = PairEntropies(levels[i], levels[j]).mutual / 8
     share = np.linalg.eigvalsh(correlation) / 3
     share = share[share > 0]  # 0·log 0 = 0; identical images give eigenvalues of −1e-17
-    return float(1 + (share * np.log2(share)).sum() / 8)  # Wang et al. 2008, eq. 19.14
+    return float(1 + (share * np.log2(share)).sum() / 8)  # Wang et al. 2008, 1 − H_R

@@ -91,7 +91,7 @@ def compare_features(a: Features, b: Features, fused: Features) -> float:
     product = 1.0
     for map_a, map_b, map_max, map_f in zip(a, b, strongest, fused, strict=True):
         correlations = _local_correlations([map_a, map_b, map_max], masks, map_f)
-        product *= float(correlations.sum()) / count  # Zhao et al. 2007, eqs. 14–17, exponents 1
+        product *= float(correlations.sum()) / count  # Zhao et al. 2007, P_blind with α = β = γ = 1
     return product
 
 
@@ -102,14 +102,15 @@ def _local_correlations(
     window = gaussian_window(11, 1.5)
     mean_f = filter_same(fused, window)
     var_f = filter_same(fused * fused, window) - mean_f * mean_f
-    correlations = []
+    best = np.full_like(fused, -np.inf)
     for source, mask in zip(maps, masks, strict=True):
         x = source * mask
         mean_x = filter_same(x, window)
         var_x = filter_same(x * x, window) - mean_x * mean_x
         cov = filter_same(x * fused, window) - mean_x * mean_f
-        correlations.append(np.where(mask, (cov + _C) / (np.sqrt(np.abs(var_x * var_f)) + _C), 0.0))
-    return np.maximum.reduce(correlations)
+        correlation = (cov + _C) / (np.sqrt(np.abs(var_x * var_f)) + _C)
+        np.maximum(best, np.where(mask, correlation, 0.0), out=best)
+    return best
 
 
 def phase_features(image: FloatImage) -> Features:
@@ -130,14 +131,14 @@ def phase_features(image: FloatImage) -> Features:
             a[a == 0] = 1  # a pixel without any response has no congruency: 0/0 = 0
             squares[orientation, rows] = (e / a) ** 2
 
-    # Kovesi 2003, section 2, with the factors of the fusion toolbox
+    # Kovesi 2003, moments of phase congruency, with the factors of the fusion toolbox
     angle = np.arange(_ORIENTATIONS) * np.pi / _ORIENTATIONS
     x, y = np.cos(angle), np.sin(angle)
     third, sixth = _ORIENTATIONS / 2, _ORIENTATIONS
     cxx, cyy, cxy = np.tensordot(np.stack([x * x / third, y * y / third, x * y / sixth]), squares, axes=1)
     spread = np.sqrt(cxy * cxy + (cxx - cyy) ** 2) + _EPSILON
     return Features(
-        energy / (amplitude + _EPSILON),  # Kovesi 1999, eq. 14
+        energy / (amplitude + _EPSILON),  # Kovesi 1999, PC₂ over all orientations
         (cxx + cyy + spread) / 2,
         (cxx + cyy - spread) / 2,
     )
@@ -154,26 +155,21 @@ def _oriented_responses(
     oriented = spectrum * bank.angular[orientation]
     for radial, response in zip(bank.radial, out, strict=True):
         _inverse_fft_in_place(np.multiply(oriented, radial, out=response))
-    # Kovesi 1999, section 5: the smallest scale tells the noise. Its amplitude has a Rayleigh distribution,
-    # in which the median of the square is ln 2 times its mean.
+    # Kovesi 1999, noise compensation: the smallest scale tells the noise. Its amplitude has a Rayleigh
+    # distribution, in which the median of the square is ln 2 times its mean.
     tau = np.sqrt(_median_square(np.abs(out[0])) / np.log(2) * bank.noise_gain[orientation])
     mean, deviation = tau * np.sqrt(np.pi / 2), np.sqrt((2 - np.pi / 2) * tau * tau)
     return float((mean + _NOISE_K * deviation) / 1.7)
 
 
-def _oriented_energy(
-    responses: NDArray[np.complex128], threshold: float
-) -> tuple[FloatImage, FloatImage]:
+def _oriented_energy(responses: NDArray[np.complex128], threshold: float) -> tuple[FloatImage, FloatImage]:
     """Weighted, noise-free energy and summed amplitude, each (h, W), of responses (scales, h, W)."""
-    # Energy along the mean phase less that across it (Kovesi 1999, eq. 13). The mean phase is
+    # Energy along the mean phase less that across it (Kovesi 1999, PC₂). The mean phase is
     # total/length; the parts along it add up to |total|²/length.
     total = responses.sum(axis=0)
     length = np.abs(total)
-    energy = length * length
-    for response in responses:
-        energy -= np.abs(response.imag * total.real - response.real * total.imag)
-    energy /= length + _EPSILON
-    energy = np.maximum(energy - threshold, 0)
+    across = np.abs((responses * total.conj()).imag).sum(axis=0)
+    energy = np.maximum((length * length - across) / (length + _EPSILON) - threshold, 0)
 
     amplitudes = np.abs(responses)
     amplitude = amplitudes.sum(axis=0)

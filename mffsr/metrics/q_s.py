@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from mffsr.metrics._common import AnyImage, FloatImage, LocalStatistics, check_triple, gaussian_window
+from mffsr.metrics._common import (
+    SSIM_C1,
+    SSIM_C2,
+    AnyImage,
+    FloatImage,
+    LocalStatistics,
+    check_triple,
+    gaussian_window,
+)
 
 MIN_SIDE = 11
-
-_C1 = (0.01 * 255) ** 2
-_C2 = (0.03 * 255) ** 2
 
 
 def q_s(a: AnyImage, b: AnyImage, fused: AnyImage) -> float:
@@ -39,6 +44,6 @@ def _q_s(a: FloatImage, b: FloatImage, fused: FloatImage) -> float:
     # have none: beside one, a flat window of another value counts alone. Published values contain this
     # (1e-5 in images with clipped shadows), so it is kept; all other flat pairs weigh the same here.
     lit_a, lit_b = ((stats.means[name] > 0).astype(np.float64) for name in "AB")
-    weight = stats.salience("A", "B", flat=(1 + lit_a - lit_b) / 2)  # Piella & Heijmans 2003, eq. 4
-    quality = weight * stats.ssim("AF", _C1, _C2) + (1 - weight) * stats.ssim("BF", _C1, _C2)
-    return float(quality.mean())  # Piella & Heijmans 2003, eq. 5
+    weight = stats.salience("A", "B", flat=(1 + lit_a - lit_b) / 2)  # Piella & Heijmans 2003, λ(w)
+    quality = weight * stats.ssim("AF", SSIM_C1, SSIM_C2) + (1 - weight) * stats.ssim("BF", SSIM_C1, SSIM_C2)
+    return float(quality.mean())  # Piella & Heijmans 2003, Q(a, b, f)

@@ -43,4 +43,4 @@ def _q_y(a: FloatImage, b: FloatImage, fused: FloatImage) -> float:
     weight = stats.salience("A", "B")
     agree = stats.ssim("AB", _C, _C) >= _AGREEMENT
     quality = np.where(agree, weight * with_a + (1 - weight) * with_b, np.maximum(with_a, with_b))
-    return float(quality.mean())  # Yang et al. 2008, eqs. 6, 7
+    return float(quality.mean())  # Yang et al. 2008, Q(A, B, F | w) and its mean

@@ -159,6 +159,17 @@ class FPM(nn.Module):
         return out
 
 
+def _initialise(module: nn.Module) -> None:
+    """Keep the signal's variance through the stacks (He et al. 2015).
+
+    With PyTorch's default a photo's detail fades by a factor of three a layer, and biases drown it.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, a=LEAK, nonlinearity="leaky_relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 class FAPN(nn.Module):
     """Focus affinity perception network."""
 
@@ -172,6 +183,7 @@ class FAPN(nn.Module):
         self.cam3 = CAM(config.cam_window) if "cam" in use else None
         self.cam5 = CAM(config.cam_window) if "cam" in use else None
         self.fpm = FPM(config.width, config.blocks)
+        self.apply(_initialise)
 
     def _attend(self, x: Tensor, affinity: Tensor, sam: SAM | None, cam: CAM | None) -> Tensor:
         if self.config.attention == "cam-sam":  # Table IV, row 4

@@ -48,9 +48,6 @@ def resolve_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
             raise PhotoError(f"{path}: cannot be written: {folder} is not a folder")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PhotoError(f"{path}: cannot be written: no permission to write into {folder}")
-        limit = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
-        if len(os.fsencode(target.name)) > limit > 0:
-            raise PhotoError(f"{path}: cannot be written: the name is longer than {limit} bytes")
     except FileNotFoundError:
         raise PhotoError(f"{path}: cannot be written: the folder {path.parent} does not exist") from None
     except OSError as fault:

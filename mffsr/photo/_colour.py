@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 __all__ = ["SPACES", "gray_to_srgb", "icc_fault", "srgb_profile", "to_srgb"]
 
 SPACES = {1: "GRAY", 3: "RGB"}  # the colour space a profile must describe, by channels
-_LARGEST = 16 << 20
+_LARGEST = 16_000_000  # bytes; what 255 JPEG segments hold
 
 
 @functools.cache
@@ -26,7 +26,7 @@ def srgb_profile() -> bytes:
 def icc_fault(icc: bytes, space: str) -> str | None:
     """Why the profile cannot serve for pixels of `space` ("RGB", "GRAY", "CMYK"); None if it can."""
     if len(icc) > _LARGEST:
-        return f"is larger than {_LARGEST >> 20} MiB"
+        return f"is larger than {_LARGEST // 1_000_000} MB"
     if len(icc) < 132 or icc[36:40] != b"acsp":
         return "is no ICC profile"
     if int.from_bytes(icc[:4], "big") > len(icc):

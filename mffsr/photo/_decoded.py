@@ -131,7 +131,38 @@ def _refuse_special(path: Path, status: os.stat_result) -> None:
 
 
 _READING = "cannot be read"
-_quiet_lock = threading.RLock()
+_quiet = threading.Lock()
+_quiet_users = 0
+_quiet_state = warnings.catch_warnings()
+
+
+def _nothing(_record: logging.LogRecord) -> bool:
+    return False
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the codecs' warnings and log records in, for several threads at once.
+
+    The filters of `warnings` belong to the process: the first thread in sets them, the last restores.
+    """
+    global _quiet_users, _quiet_state  # noqa: PLW0603 - counted by all threads
+    logger = logging.getLogger("tifffile")
+    with _quiet:
+        if _quiet_users == 0:
+            _quiet_state = warnings.catch_warnings()
+            _quiet_state.__enter__()
+            warnings.simplefilter("ignore")
+            logger.addFilter(_nothing)
+        _quiet_users += 1
+    try:
+        yield
+    finally:
+        with _quiet:
+            _quiet_users -= 1
+            if _quiet_users == 0:
+                logger.removeFilter(_nothing)
+                _quiet_state.__exit__(None, None, None)
 
 
 @contextlib.contextmanager
@@ -141,19 +172,9 @@ def guarded(path: Path, *, doing: str = _READING) -> Iterator[None]:
     Codecs report hostile files with ValueError, TypeError, RuntimeError, SyntaxError, KeyError,
     struct.error and more; a list would never be complete.
     """
-    logger = logging.getLogger("tifffile")
-
-    def nothing(_record: logging.LogRecord) -> bool:
-        return False
-
     try:
-        with _quiet_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            logger.addFilter(nothing)
-            try:
-                yield
-            finally:
-                logger.removeFilter(nothing)
+        with _silence():
+            yield
     except PhotoError:
         raise
     except UnsupportedError as fault:

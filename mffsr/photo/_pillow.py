@@ -16,7 +16,7 @@ from PIL import Image, ImageFile, JpegImagePlugin, WebPImagePlugin
 from . import _colour
 from ._decoded import Decoded, Header, Pixels, UnsupportedError, Warn
 
-__all__ = ["check_boxes", "decode", "encode_jpeg", "encode_webp", "header", "unpack"]
+__all__ = ["check_boxes", "decode", "encode_webp", "header"]
 
 
 def _open(stream: BinaryIO, form: str) -> ImageFile.ImageFile:
@@ -148,7 +148,7 @@ def decode(stream: BinaryIO, form: str, warn: Warn) -> Decoded:
     if icc is not None and (fault := _colour.icc_fault(icc, _space(image.mode))):
         warn(f"the colour profile {fault}; it is left out and sRGB assumed")
         icc = None
-    pixels, icc = unpack(image, icc)
+    pixels, icc = _unpack(image, icc)
     orientation = info.get("original_orientation") if form == "HEIF" else None
     return Decoded(
         pixels=pixels,
@@ -183,7 +183,7 @@ def _space(mode: str) -> str:
     return {"1": "GRAY", "L": "GRAY", "LA": "GRAY", "CMYK": "CMYK"}.get(mode, "RGB")
 
 
-def unpack(image: Image.Image, icc: bytes | None) -> tuple[Pixels, bytes | None]:
+def _unpack(image: Image.Image, icc: bytes | None) -> tuple[Pixels, bytes | None]:
     """A decoded Pillow image as H×W×(1..4) uint8 pixels, with the profile that then fits."""
     if image.mode == "CMYK":
         pixels = _array(_colour.to_srgb(image, icc))
@@ -207,24 +207,6 @@ def _array(image: Image.Image) -> Pixels:
     return pixels
 
 
-def encode_jpeg(
-    stream: BinaryIO,
-    pixels: Pixels,
-    *,
-    quality: int,
-    icc: bytes | None,
-    exif: bytes | None,
-    xmp: bytes | None,
-    dpi: tuple[float, float] | None,
-) -> None:
-    """Write H×W or H×W×3 uint8 pixels as JPEG without chroma subsampling."""
-    options: dict[str, object] = {"quality": quality, "subsampling": 0, "optimize": True}
-    options |= _metadata(icc, b"Exif\0\0" + exif if exif else None, xmp)
-    if dpi:
-        options["dpi"] = tuple(min(max(round(value), 1), 65535) for value in dpi)
-    _save(stream, Image.fromarray(pixels), "JPEG", options)
-
-
 def encode_webp(
     stream: BinaryIO,
     pixels: Pixels,
@@ -242,17 +224,8 @@ def encode_webp(
         image.putalpha(alpha)
     elif image.mode == "L":
         image, icc = _colour.gray_to_srgb(image, icc)
-    options = {"quality": quality, "method": 4, "exact": True, **_metadata(icc, exif, xmp)}
-    _save(stream, image, "WEBP", options)
-
-
-def _metadata(icc: bytes | None, exif: bytes | None, xmp: bytes | None) -> dict[str, object]:
     blocks = {"icc_profile": icc, "exif": exif, "xmp": xmp}
-    return {name: block for name, block in blocks.items() if block}
-
-
-def _save(stream: BinaryIO, image: Image.Image, form: str, options: dict[str, object]) -> None:
-    """Encode into memory first: Pillow hides the reason when a disk is full."""
-    memory = io.BytesIO()
-    image.save(memory, form, **options)
+    options = {name: block for name, block in blocks.items() if block}
+    memory = io.BytesIO()  # Pillow hides the reason when a disk is full
+    image.save(memory, "WEBP", quality=quality, method=4, exact=True, **options)
     stream.write(memory.getbuffer())

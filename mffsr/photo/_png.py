@@ -242,7 +242,8 @@ def encode(
     dpi: tuple[float, float] | None,
 ) -> None:
     """Write H×W or H×W×(2..4) pixels, uint8 or uint16, as a PNG with its metadata."""
-    png = imagecodecs.png_encode(np.ascontiguousarray(pixels), level=6)
+    # Level 6 takes 1.3 to 4 times as long and makes photographs 1 to 5 % smaller.
+    png = imagecodecs.png_encode(np.ascontiguousarray(pixels), level=3)
     stream.write(png[:33])  # signature and header
     if icc:
         stream.write(_pack(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc, 9)))

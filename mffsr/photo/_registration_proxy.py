@@ -1,15 +1,14 @@
 """What registration keeps of a frame: a pyramid of its structure, its features, its light.
 
 A frame is read once, reduced to at most two megapixels and forgotten, so that a bracket of a
-hundred photographs takes no more memory than one of two. From its luminance, in linear light because that is where
-defocus is a plain convolution (measured: half the bias of sRGB values), come
+hundred photographs takes no more memory than one of two. From its luminance, in linear light
+because that is where defocus is a plain convolution (measured: half the bias of sRGB values), come
 
 - the *structure pyramid*: every level is low-passed, freed of its local mean and divided by its
   local standard deviation. Exposure, vignetting and drifting light drop out, and a defocused edge
   weighs as much as a focused one;
 - SIFT *features* of a blurred copy: fine detail is what two frames of a focus bracket do not share;
-- a thumbnail in *linear light*: defocus spreads light but keeps its mean there, and
-  only there.
+- a thumbnail in *linear light*: defocus spreads light but keeps its mean there, and only there.
 
 Pixel coordinates are those of OpenCV, (x, y) with the centre of the first pixel at (0, 0). All
 matrices are in pixels of the full frame, whatever the level they were measured on.
@@ -94,7 +93,7 @@ class Proxy:
         small = np.sqrt(cv2.GaussianBlur(small, (0, 0), LOW_PASS))
         low, high = np.percentile(small[::4, ::4], (0.5, 99.5))
         stretched = np.clip((small - low) * (255.0 / max(float(high - low), NOISE_FLOOR)), 0, 255)
-        sift = cv2.SIFT_create(nfeatures=MAX_FEATURES, contrastThreshold=0.01)
+        sift = cv2.SIFT.create(nfeatures=MAX_FEATURES, contrastThreshold=0.01)
         points, descriptors = sift.detectAndCompute(stretched.astype(np.uint8), None)
         if descriptors is None or len(points) == 0:
             return np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32)
@@ -113,7 +112,7 @@ def make_proxy(frame: Image) -> Proxy:
         raise ValueError(f"expected an H×W×1 or H×W×3 uint8 or uint16 array, got {frame.dtype} {frame.shape}")
     height, width, channels = frame.shape
     if min(height, width) < MIN_SIDE:
-        raise ValueError(f"a frame of {width}×{height} is too small to register: at least {MIN_SIDE} pixels a side")
+        raise ValueError(f"a frame of {width}×{height} is too small: at least {MIN_SIDE} pixels a side")
     small = frame
     if height * width > PROXY_PIXELS:
         small = cv2.resize(frame, _fit(width, height, PROXY_PIXELS), interpolation=cv2.INTER_AREA)
@@ -123,8 +122,9 @@ def make_proxy(frame: Image) -> Proxy:
     usable = ((small > BLACK * top) & (small < CLIPPED * top)).astype(np.float32)
     shrink = min(1.0, LIGHT_SIDE / max(height, width))
     size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+    shape = (size[1], size[0], channels)
     light, valid = (
-        cv2.resize(image, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], channels)
+        np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.float32).reshape(shape)
         for image in (linear, usable)
     )
     luminance = linear @ LUMA if channels == 3 else np.ascontiguousarray(linear[..., 0])
@@ -167,4 +167,5 @@ def _structure(light: Float, size: tuple[int, int], frame: tuple[int, int]) -> L
     kernel = np.array([[-0.5, 0.0, 0.5]], np.float32)
     along_x = cv2.filter2D(structure, -1, kernel, borderType=cv2.BORDER_REPLICATE)
     along_y = cv2.filter2D(structure, -1, kernel.T, borderType=cv2.BORDER_REPLICATE)
-    return Level(cv2.merge([structure, along_x, along_y]), (size[0] / frame[0], size[1] / frame[1]))
+    image = np.asarray(cv2.merge([structure, along_x, along_y]), np.float32)
+    return Level(image, (size[0] / frame[0], size[1] / frame[1]))

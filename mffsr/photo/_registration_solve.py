@@ -13,6 +13,7 @@ outliers and costs three times as much.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import cv2
@@ -30,6 +31,8 @@ MAX_POINTS = 250_000
 MAX_STEPS = 12
 CONVERGED = 0.003  # pixels of the level
 MIN_OVERLAP = 0.3  # of the reference
+SHARED = 0.75  # correlation below which a finer level shows what only one frame has: defocus took the rest
+SURE = 0.7  # correlation that no wrong place reaches
 CELLS = 12  # the reference is cut into CELLS×CELLS cells to measure what remains
 DESCRIPTOR_RATIO = 0.85
 
@@ -66,26 +69,29 @@ class _Points(NamedTuple):
 
 
 def fit(frame: Proxy, reference: Proxy, model: Model, guesses: list[Matrix], *, features: bool = True) -> Fit:
-    """Register `frame` to `reference`, starting from the best of `guesses`, features and identity."""
+    """Register `frame` to `reference`, of the same size, from the best of all first guesses."""
     starts = [*guesses, np.eye(3), _by_phase(frame, reference)]
     found = _by_features(frame, reference) if features else None
     if found is not None:
         starts.append(found)
-    depth = min(len(reference.levels), len(frame.levels))
-    judge = _judging_level(reference, depth)
+    judge = _judging_level(reference)
     starts = sorted(_distinct(starts, reference.size), key=lambda m: -correlation(frame, reference, m, judge))
-    best: Fit | None = None
-    for start in starts[:2]:  # the second is tried only where the first leads nowhere
-        matrix = start
-        for level in reversed(range(depth)):
-            matrix = _refine(frame.levels[level], reference.levels[level], matrix, model, reference.size)
-        result = _measure(frame, reference, matrix, model, judge)
-        if best is None or result.ecc > best.ecc:
-            best = result
-        if best.ecc > 0.7:
+    fits: list[Fit] = []
+    for start in starts[:2]:
+        matrix, shared = start, False
+        for level in reversed(range(len(reference.levels))):
+            # coarse levels hold too little for more than four parameters
+            kind: Model = model if level < 2 else "similarity"
+            finer, agreement = _refine(
+                frame.levels[level], reference.levels[level], matrix, kind, reference.size
+            )
+            if shared and agreement < SHARED:
+                break
+            matrix, shared = finer, agreement >= SHARED
+        fits.append(_measure(frame, reference, matrix, model, judge))
+        if fits[-1].ecc > SURE:  # else the second start may lead further
             break
-    assert best is not None  # noqa: S101 - the identity is always among the starts
-    return best
+    return max(fits, key=lambda result: result.ecc)
 
 
 def displacement(matrix: Matrix, size: tuple[int, int]) -> float:
@@ -99,24 +105,25 @@ def displacement(matrix: Matrix, size: tuple[int, int]) -> float:
 
 
 def correlation(frame: Proxy, reference: Proxy, matrix: Matrix, level: int) -> float:
-    """Correlation coefficient of the structure of both on `level`, where they overlap; −1 where they do not."""
-    points = _points(reference.levels[level], reference.size)
-    sampled, inside = _sample(frame.levels[level], matrix, points)
+    """Correlation of the structure of both on `level`, −1..1; −1 where they hardly overlap."""
+    return _agreement(frame.levels[level], matrix, _points(reference.levels[level], reference.size))
+
+
+def _agreement(frame: Level, matrix: Matrix, points: _Points) -> float:
+    """Correlation coefficient of `points` and what `frame` has at `matrix` · points."""
+    sampled, inside = _sample(frame, matrix, points)
     if inside.mean() < MIN_OVERLAP:
         return -1.0
-    return _pearson(sampled[inside, 0], points.value[inside, 0])
-
-
-def _pearson(a: Float, b: Float) -> float:
+    a, b = sampled[inside, 0], points.value[inside, 0]
     a, b = a - a.mean(), b - b.mean()
     power = float(np.dot(a, a)) * float(np.dot(b, b))
     return float(np.dot(a, b)) / power**0.5 if power > 0 else -1.0
 
 
-def _judging_level(reference: Proxy, depth: int) -> int:
+def _judging_level(proxy: Proxy) -> int:
     """The level on which frames are compared: coarse enough that defocus has not taken its structure."""
-    sides = [min(level.size) for level in reference.levels[:depth]]
-    return next((i for i, side in enumerate(sides) if side <= 200), depth - 1)
+    sides = [min(level.size) for level in proxy.levels]
+    return next((i for i, side in enumerate(sides) if side <= 200), len(sides) - 1)
 
 
 def _distinct(starts: list[Matrix], size: tuple[int, int]) -> list[Matrix]:
@@ -155,15 +162,13 @@ def _by_features(frame: Proxy, reference: Proxy) -> Matrix | None:
         return None
     if matrix is None or inliers is None or int(inliers.sum()) < 6:
         return None
-    return np.vstack([matrix, [0.0, 0.0, 1.0]])
+    return np.vstack([np.asarray(matrix, np.float64), [0.0, 0.0, 1.0]])
 
 
 def _by_phase(frame: Proxy, reference: Proxy) -> Matrix:
     """The shift found by phase correlation of the structure, for frames with too few features."""
-    index = _judging_level(reference, min(len(reference.levels), len(frame.levels)))
+    index = _judging_level(reference)
     one, two = reference.levels[index], frame.levels[index]
-    if one.size != two.size:
-        return np.eye(3)
     window = cv2.createHanningWindow(one.size, cv2.CV_32F)
     a, b = np.ascontiguousarray(one.image[..., 0]), np.ascontiguousarray(two.image[..., 0])
     (dx, dy), _ = cv2.phaseCorrelate(a, b, window)
@@ -207,15 +212,17 @@ def _sample(level: Level, matrix: Matrix, points: _Points) -> tuple[Float, NDArr
     columns = 1024
     rows = -(-len(x) // columns)
     maps = [np.resize(a, rows * columns).reshape(rows, columns).astype(np.float32) for a in (x, y)]
-    sampled = cv2.remap(level.image, maps[0], maps[1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    sampled = sampled.reshape(-1, 3)[: len(x)] * np.array([1.0, *level.scale], np.float32)
+    found = cv2.remap(level.image, maps[0], maps[1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    sampled = np.asarray(found, np.float32).reshape(-1, 3)[: len(x)] * np.array(
+        [1.0, *level.scale], np.float32
+    )
     return sampled, inside
 
 
 def _system(
     level: Level, matrix: Matrix, points: _Points, model: Model, radius: np.float32
 ) -> tuple[Float, Float, Float, Float, NDArray[np.bool_]]:
-    """Jacobian K×p, residual K, weight K and symmetric gradient K×2 (per frame pixel) at `matrix`, and who is inside."""
+    """Jacobian K×p, residual K, weight K, symmetric gradient K×2 (per frame pixel), and who is inside."""
     sampled, inside = _sample(level, matrix, points)
     linear = matrix[:2, :2].astype(np.float32)  # ∇(F∘W) = Aᵀ ∇F; a bracket's tilt does not matter here
     gradient = (0.5 * (points.value[:, 1:] + sampled[:, 1:] @ linear)).astype(np.float32)
@@ -230,23 +237,23 @@ def _system(
     return np.stack(rows[: len(MODELS[model])], axis=1), error, weight, gradient, inside
 
 
-def _refine(frame: Level, reference: Level, matrix: Matrix, model: Model, size: tuple[int, int]) -> Matrix:
-    """Gauss–Newton on one level; `matrix` comes back unchanged where it only gets worse."""
+def _refine(
+    frame: Level, reference: Level, matrix: Matrix, model: Model, size: tuple[int, int]
+) -> tuple[Matrix, float]:
+    """Gauss–Newton on one level: the matrix, unchanged where it only got worse, and its correlation."""
     points = _points(reference, size)
     centre, radius = _frame_of(size)
     normalise = np.array(
         [[1 / radius, 0, -centre[0] / radius], [0, 1 / radius, -centre[1] / radius], [0, 0, 1]]
     )
     restore = np.linalg.inv(normalise)
-    start, first = matrix, -1.0
-    for step in range(MAX_STEPS):
+    start, before = matrix, _agreement(frame, matrix, points)
+    for _ in range(MAX_STEPS):
         jacobian, error, weight, _, inside = _system(frame, matrix, points, model, radius)
         if inside.mean() < MIN_OVERLAP:
-            return start
+            return start, before
         weighted = jacobian * weight[:, None]
         normal = (weighted.T @ jacobian).astype(np.float64)
-        if step == 0:
-            first = float(np.dot(weight, np.abs(error)) / weight.sum())
         normal += np.eye(len(normal)) * (1e-5 * np.trace(normal) / len(normal) + 1e-12)
         delta = -np.linalg.solve(normal, (weighted.T @ error).astype(np.float64))
         update = restore @ (np.eye(3) + np.tensordot(delta, MODELS[model], axes=1)) @ normalise
@@ -254,17 +261,11 @@ def _refine(frame: Level, reference: Level, matrix: Matrix, model: Model, size: 
         matrix = matrix / matrix[2, 2]
         moved = displacement(update, size)
         if not moved < 0.5 * max(size):
-            return start
+            return start, before
         if moved * reference.scale[0] < CONVERGED:
             break
-    sampled, inside = _sample(frame, matrix, points)
-    before, _ = _sample(frame, start, points)
-    if inside.mean() < MIN_OVERLAP or first < 0:
-        return start
-    better = _pearson(sampled[inside, 0], points.value[inside, 0]) >= _pearson(
-        before[inside, 0], points.value[inside, 0]
-    )
-    return matrix if better else start
+    after = _agreement(frame, matrix, points)
+    return (matrix, after) if after >= before else (start, before)
 
 
 def _measure(frame: Proxy, reference: Proxy, matrix: Matrix, model: Model, judge: int) -> Fit:
@@ -276,7 +277,7 @@ def _measure(frame: Proxy, reference: Proxy, matrix: Matrix, model: Model, judge
     count = CELLS * CELLS
 
     def per_cell(values: Float) -> NDArray[np.float64]:
-        return np.bincount(points.cell, weights=values, minlength=count)[:count]
+        return np.bincount(points.cell, weights=values, minlength=count)[:count].astype(np.float64)
 
     gx, gy = gradient[:, 0], gradient[:, 1]
     xx, xy, yy = per_cell(weight * gx * gx), per_cell(weight * gx * gy), per_cell(weight * gy * gy)
@@ -304,4 +305,4 @@ def _corner_error(covariance: NDArray[np.float64], model: Model, size: tuple[int
         moves = MODELS[model] @ corner  # p×3
         moves = (moves[:, :2] - corner[:2] * moves[:, 2:]) * radius
         worst = max(worst, float(np.trace(moves.T @ covariance @ moves)))
-    return worst**0.5
+    return math.sqrt(worst)

@@ -163,7 +163,8 @@ def decode(stream: BinaryIO, warn: Warn) -> Decoded:
     exif = None
     with contextlib.suppress(IfdError):
         block = parse_exif(reader, keep=descriptive, largest=1 << 16)
-        exif = build_exif(block) if block.main or block.exif or block.gps else None
+        if block.exif or block.gps or set(block.main) - {282, 283, 296}:  # more than the resolution
+            exif = build_exif(block)
     return Decoded(
         pixels=cast("Pixels", upright),
         icc=icc,

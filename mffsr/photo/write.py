@@ -13,7 +13,7 @@ import numpy as np
 
 from mffsr.errors import PhotoError, UsageError
 
-from . import _png
+from . import _jpeg, _png
 from ._atomic import atomic_output, resolve_target
 from ._colour import SPACES, icc_fault
 from ._decoded import Warn, guarded, join_alpha, to_8_bit
@@ -26,8 +26,8 @@ _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".ti
 OUTPUT_EXTENSIONS = tuple(_FORMATS)
 
 _LARGEST_SIDE = {"JPEG": 65_500, "WebP": 16_383, "PNG": 1_000_000}  # libjpeg, WebP's 14 bits, libpng
-_LARGEST_EXIF = 65_533 - 6  # bytes in one JPEG segment, after its length and its name
-_LARGEST_XMP = 65_533 - 29
+_LARGEST_EXIF = _jpeg.LARGEST_SEGMENT - len(_jpeg.EXIF_NAME)
+_LARGEST_XMP = _jpeg.LARGEST_SEGMENT - len(_jpeg.XMP_NAME)
 
 
 def _format(path: Path) -> str:
@@ -101,12 +101,8 @@ def write_photo(
         joined = np.ascontiguousarray(join_alpha(pixels, alpha))
         match form:
             case "JPEG":
-                from . import _pillow
-
                 exif, xmp = _fit_jpeg(photo, tell)
-                _pillow.encode_jpeg(
-                    stream, joined, quality=quality, icc=icc, exif=exif, xmp=xmp, dpi=photo.dpi
-                )
+                _jpeg.encode(stream, joined, quality=quality, icc=icc, exif=exif, xmp=xmp, dpi=photo.dpi)
             case "WebP":
                 from . import _pillow
 

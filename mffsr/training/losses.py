@@ -30,13 +30,17 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def fapn_loss(
-    maps: FocusMaps, image1: Tensor, image2: Tensor, sharp: Tensor, truth: Tensor, weight: Tensor
+    logits: Tensor, image1: Tensor, image2: Tensor, sharp: Tensor, truth: Tensor, weight: Tensor
 ) -> Tensor:
-    """Equations (17)–(18): 0.8 mask + 0.1 gradient + 0.1 (1 − SSIM).
+    """Equations (17)–(18): 0.8 mask + 0.1 gradient + 0.1 (1 − SSIM), from the maps before their sigmoid.
 
-    truth (B, 1, h, w): 1 where image 1 is the sharper one; weight (B, 1, h, w): 0 where neither is.
+    truth (B, 1, h, w): 1 where image 1 is the sharper one; weight (B, 1, h, w): 0 where neither is. The
+    mask term is the cross entropy instead of the paper's L1 distance, whose gradient vanishes where the
+    sigmoid saturates: with it the maps stayed at chance for hundreds of steps.
     """
-    mask = (weight * ((maps.m1 - truth).abs() + (maps.m2 - (1 - truth)).abs())).mean() / 2
+    target = torch.cat((truth, 1 - truth), 1)
+    mask = (weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).mean()
+    maps = FocusMaps(*torch.sigmoid(logits).split(1, 1))
     fused = maps.m1 * image1 + maps.m2 * image2
     gradient = (gradient_map(fused) - gradient_map(sharp)).abs().mean() / 3
     return 0.8 * mask + 0.1 * gradient + 0.1 * (1 - ssim(fused, sharp))

@@ -232,8 +232,8 @@ class _Trainer:
         network, stage = self.network, self.stage
         if isinstance(network, FAPN):
             with self.runtime.autocast():
-                maps = network(batch.image1, batch.image2)
-            return losses.fapn_loss(maps, *batch)
+                logits = network.logits(batch.image1, batch.image2)
+            return losses.fapn_loss(logits.float(), *batch)
         if stage.name == "srn":
             with self.runtime.autocast():
                 enlarged = network.srn(batch.low)

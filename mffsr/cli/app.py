@@ -1,0 +1,46 @@
+"""The `mffsr` command: its sub-commands are in the files beside this one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mffsr import __version__
+from mffsr.cli import doctor, fuse, train
+
+__all__ = ["app", "main"]
+
+EPILOG = "Exit codes: 0 all done · 1 something could not be done · 2 usage · 130 Ctrl-C · 143 terminated."
+
+app = typer.Typer(
+    name="mffsr",
+    help="Fuse a focus bracket into one all-in-focus photograph and super-resolve it, in one network.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("fuse", epilog=EPILOG)(fuse.fuse)
+app.command("train", epilog=EPILOG)(train.train)
+app.command("doctor", epilog=EPILOG)(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mffsr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Fuse a focus bracket into one all-in-focus photograph and super-resolve it, in one network."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,160 @@
+"""What the user sees: messages and progress on stderr, results on stdout, exit codes.
+
+    0 all done · 1 something could not be done · 2 usage, or nothing to do · 130 Ctrl-C · 143 SIGTERM
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import typer
+
+from mffsr.errors import MffsrError, UsageError
+
+__all__ = ["Console", "Terminated", "exit_codes"]
+
+STAGES = {"align": "Registering", "focus": "Finding focus", "enlarge": "Enlarging"}
+LINES = 5  # most lines that a failure prints
+
+
+class Terminated(BaseException):
+    """SIGTERM: unwinds like Ctrl-C, so that temporary files are removed."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def printable(text: str) -> str:
+    """Return text with control characters and lone surrogates escaped: file names may hold anything."""
+    safe = "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
+    encoding = sys.stderr.encoding or "utf-8"
+    return safe.encode(encoding, "backslashreplace").decode(encoding)
+
+
+class Console:
+    """The terminal of one command."""
+
+    def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
+        self.quiet = quiet
+        self.as_json = as_json
+        self.warnings: list[str] = []
+        self._live: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._last: dict[str, float] = {}
+
+    def message(self, text: str) -> None:
+        """Say something on stderr, unless --quiet."""
+        if not self.quiet:
+            self._write(text)
+
+    def warning(self, text: str) -> None:
+        """Say something that the user should look at; it is also kept for --json."""
+        self.warnings.append(text)
+        if not self.quiet:
+            self._write(f"warning: {text}")
+
+    def error(self, text: str) -> None:
+        """Say why the command fails, in at most five lines."""
+        lines = printable(text).splitlines()[:LINES]
+        self._write("\n".join([f"error: {lines[0] if lines else text}", *lines[1:]]))
+
+    def result(self, text: str, data: Any = None) -> None:
+        """Print the result on stdout: `data` as JSON with --json, else `text`."""
+        out = json.dumps(data, ensure_ascii=False) if self.as_json else text
+        try:
+            sys.stdout.write(out.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:  # nobody listens; the work is done all the same
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except UnicodeEncodeError:
+            sys.stdout.write(out.encode("ascii", "backslashreplace").decode() + "\n")
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is: a bar with ETA on a terminal, a few plain lines elsewhere."""
+        if self.quiet:
+            return
+        label = STAGES.get(stage, stage)
+        if self._live is not None:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._live.add_task(label, total=total)
+            self._live.update(self._tasks[stage], completed=done, total=total)
+            return
+        now = time.monotonic()
+        if done == total or now - self._last.setdefault(stage, now) > 10:
+            self._last[stage] = now
+            self._write(f"{label}: {done} of {total}")
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[None]:
+        """Draw progress bars while the block runs, where stderr is a terminal that can."""
+        if self.quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+            yield
+            return
+        import rich.console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        screen = rich.console.Console(stderr=True)
+        columns = (
+            TextColumn("{task.description:<13}", markup=False),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        )
+        with Progress(*columns, console=screen, expand=True) as self._live:
+            try:
+                yield
+            finally:
+                self._live, self._tasks = None, {}
+
+    def _write(self, text: str) -> None:
+        text = printable(text)
+        with contextlib.suppress(BrokenPipeError, OSError):
+            if self._live is not None:
+                self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                sys.stderr.write(text + "\n")
+                sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def exit_codes(console: Console, *, debug: bool = False) -> Iterator[None]:
+    """Turn every way a command can end into its message and exit code."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except UsageError as error:
+        console.error(str(error))
+        raise typer.Exit(2) from None
+    except MffsrError as error:
+        if debug:
+            raise
+        console.error(str(error))
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        console.error("interrupted; nothing unfinished was left behind")
+        raise typer.Exit(130) from None
+    except Terminated:
+        console.error("terminated; nothing unfinished was left behind")
+        raise typer.Exit(143) from None
+    except (OSError, MemoryError) as error:
+        if debug:
+            raise
+        console.error(_system_error(error))
+        raise typer.Exit(1) from None
+
+
+def _system_error(error: OSError | MemoryError) -> str:
+    if isinstance(error, MemoryError):
+        return "not enough memory\nclose other programs, or use a smaller --tile"
+    name = f"{error.filename}: " if error.filename else ""
+    return f"{name}{error.strerror or error}"

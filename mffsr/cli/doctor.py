@@ -1,0 +1,103 @@
+"""`mffsr doctor`: is everything there that the other commands need?"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from mffsr import __version__
+from mffsr.cli.console import Console, exit_codes
+from mffsr.errors import MffsrError
+
+__all__ = ["doctor"]
+
+
+class Finding(NamedTuple):
+    """One thing looked at."""
+
+    name: str
+    ok: bool
+    found: str
+    fix: str = ""
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Look at device, precision, weights, codecs and memory; say how to mend each fault."""
+    console = Console(as_json=as_json)
+    with exit_codes(console):
+        findings = [*_versions(), *_device(), *_weights(), *_codecs()]
+        width = max(len(finding.name) for finding in findings)
+        lines = []
+        for finding in findings:
+            lines.append(f"{'ok ' if finding.ok else '!! '} {finding.name:<{width}}  {finding.found}")
+            if finding.fix:
+                lines.append(f"{'':<{width + 6}}→ {finding.fix}")
+        data: dict[str, Any] = {finding.name: finding._asdict() for finding in findings}
+        console.result("\n".join(lines), data)
+        if not all(finding.ok for finding in findings):
+            raise typer.Exit(1)
+
+
+def _versions() -> list[Finding]:
+    import cv2
+    import PIL
+    import torch
+
+    libraries = f"torch {torch.__version__}, Pillow {PIL.__version__}, OpenCV {cv2.__version__}"
+    return [
+        Finding("mffsr", True, f"{__version__}, Python {platform.python_version()}, {platform.platform()}"),
+        Finding("libraries", True, libraries),
+    ]
+
+
+def _device() -> list[Finding]:
+    from mffsr.device import available_devices, choose
+
+    runtime = choose()
+    return [
+        Finding("devices", True, ", ".join(available_devices())),
+        Finding("chosen", True, runtime.reason),
+        Finding(
+            "memory",
+            runtime.memory > 1 << 30,
+            f"{runtime.memory / 2**30:.1f} GB to use",
+            "" if runtime.memory > 1 << 30 else "close other programs: large photos need 1 GB or more",
+        ),
+    ]
+
+
+def _weights() -> list[Finding]:
+    from mffsr.checkpoint import load, weights_folder
+
+    folder = weights_folder()
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return [Finding("weights", False, f"none in {folder}", "install mffsr again: the weights come with it")]
+    findings = []
+    for path in files:
+        try:
+            part = load(path)
+        except MffsrError as error:
+            findings.append(Finding(path.name, False, str(error).splitlines()[0], "install mffsr again"))
+        else:
+            steps = f"{part.header.get('stage', '?')} stage, {part.header.get('steps', '?')} steps"
+            findings.append(Finding(path.name, True, f"{steps}, sha256 {part.sha256[:16]}"))
+    return findings
+
+
+def _codecs() -> list[Finding]:
+    from PIL import features
+
+    webp = bool(features.check("webp"))
+    raw = importlib.util.find_spec("rawpy") is not None
+    heif = importlib.util.find_spec("pillow_heif") is not None
+    return [
+        Finding("WebP", webp, "yes" if webp else "no", "" if webp else "pip install --force-reinstall pillow"),
+        Finding("camera RAW", raw, "yes" if raw else "no", "" if raw else "pip install rawpy"),
+        Finding("HEIC", True, "yes" if heif else "no (optional: pip install 'mffsr[heic]')"),
+    ]

@@ -1,0 +1,134 @@
+"""Which frame is in focus where: the label map of a bracket of N frames.
+
+    frames ── FAPN, winner so far against the next, over tiles ── labels ── HF on the whole map ── labels
+
+The paper decides between two photos. More are folded: the composite of the winners so far is compared with
+the next frame. Every comparison is local, and the composite is complete before the next begins, so the
+map does not depend on the tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mffsr.device import Runtime
+from mffsr.errors import MffsrError
+from mffsr.model import FAPN, FocusMaps, JointModel
+from mffsr.tiles import tiles
+
+__all__ = ["FocusMap", "Labels", "Pixels", "decide_focus", "fill_holes", "preview", "to_tensor"]
+
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]  # H×W×3 or H×W×1
+Labels = NDArray[np.uint16]  # H×W, index of a frame
+Progress = Callable[[int, int], None]
+
+SMALLEST_REGION = 1e-3  # HF removes regions smaller than this share of the image
+
+
+class FocusMap(NamedTuple):
+    """The decision for a whole bracket."""
+
+    labels: Labels  # H×W uint16: index of the frame each pixel is taken from
+    confidence: NDArray[np.uint8]  # H×W: |M1 − M2| of the decision, 0…255
+
+
+def to_tensor(pixels: Pixels, runtime: Runtime) -> Tensor:
+    """Return pixels (H, W, 1 or 3) as an image (1, 3, H, W) in [0, 1], float32, channels last."""
+    most = np.iinfo(pixels.dtype).max
+    array = torch.from_numpy(np.ascontiguousarray(pixels).astype(np.float32))
+    image = array.to(runtime.device, non_blocking=True).permute(2, 0, 1)[None] / most
+    return image.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+
+
+def decide_focus(
+    model: JointModel,
+    frames: Sequence[Pixels],
+    runtime: Runtime,
+    *,
+    tile: int,
+    progress: Progress = lambda done, total: None,
+) -> FocusMap:
+    """Return the label map and confidence of frames of one size, before hole filling.
+
+    `tile` is the side of a tile's core in pixels; it changes memory and time, not the result.
+    """
+    height, width = frames[0].shape[:2]
+    labels = np.zeros((height, width), np.uint16)
+    confidence = np.full((height, width), 255, np.uint8)
+    fapn: FAPN = model.fapn
+    plan = list(tiles(height, width, tile, fapn.config.reach, grid=fapn.config.sam_window))
+    steps, done = (len(frames) - 1) * len(plan), 0
+    composite = frames[0]
+    for index in range(1, len(frames)):
+        wins = np.empty((height, width), np.bool_)
+        for part in plan:
+            image1, image2 = (to_tensor(frame[part.outer], runtime) for frame in (composite, frames[index]))
+            with torch.inference_mode(), runtime.autocast():
+                maps = model.focus(image1, image2)
+            second, margin = _read(maps, part.inner)
+            wins[part.core] = second
+            known = confidence[part.core]
+            confidence[part.core] = np.where(second, margin, np.minimum(known, margin))
+            done += 1
+            progress(done, steps)
+        labels[wins] = index
+        if index + 1 < len(frames):
+            composite = np.where(wins[:, :, None], frames[index], composite)
+    return FocusMap(labels, confidence)
+
+
+def _read(maps: FocusMaps, inner: tuple[slice, slice]) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+    """Return where photo 2 wins and how clearly, of a tile's core."""
+    difference = (maps.m1 - maps.m2)[0, 0][inner]
+    if not bool(torch.isfinite(difference).all()):
+        raise MffsrError("the focus map is not finite: damaged weights, or a precision too low for them")
+    margin = (difference.abs() * 255).round().to(torch.uint8)
+    return (difference < 0).cpu().numpy(), margin.cpu().numpy()
+
+
+def fill_holes(labels: Labels, share: float = SMALLEST_REGION) -> Labels:
+    """HF, equation (14): give connected regions smaller than `share` of the image to what surrounds them.
+
+    Works on the whole map and on every label alike (holes and islands). With N labels in use the smallest
+    region kept is 2/N of that, since every frame's share of the picture is smaller.
+    """
+    used = np.unique(labels)
+    if len(used) < 2:
+        return labels
+    smallest = share * labels.size * 2 / len(used)
+    keep = np.zeros(labels.shape, np.uint8)
+    largest = (0, 0)  # area and label of the largest region
+    for label in used:
+        _, regions, stats, _ = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8), connectivity=4)
+        areas = stats[:, cv2.CC_STAT_AREA].astype(np.int64)
+        areas[0] = 0  # the background of this label
+        largest = max(largest, (int(areas.max()), int(label)))
+        keep |= (areas >= smallest)[regions].astype(np.uint8)
+    if not keep.any():
+        return np.full_like(labels, largest[1])
+    if keep.all():
+        return labels
+    # Every pixel of a small region takes the label of the nearest pixel of a region that stays.
+    _, nearest = cv2.distanceTransformWithLabels(
+        1 - keep, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    source = np.zeros(int(nearest.max()) + 1, np.uint16)
+    source[nearest[keep == 1]] = labels[keep == 1]
+    filled: Labels = np.where(keep == 1, labels, source[nearest]).astype(np.uint16)
+    return filled
+
+
+def preview(labels: Labels, count: int) -> NDArray[np.uint8]:
+    """Return the label map as colours, H×W×3: hues from red (first frame) to violet (last)."""
+    hue = np.linspace(0, 140, count).astype(np.uint8)  # OpenCV's hues end at 180
+    hsv = np.stack((hue, np.full(count, 190, np.uint8), np.full(count, 235, np.uint8)), 1)[None]
+    colours = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]
+    chosen: NDArray[np.uint8] = colours[labels]
+    return chosen

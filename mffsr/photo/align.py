@@ -1,0 +1,392 @@
+"""Registration and exposure: brings the frames of a bracket onto one reference.
+
+    load(i) → proxy (≤ 2 megapixels) → neighbour, then reference → Registration → warp
+
+`register_bracket` reads every frame once and keeps three proxies at any time, whatever the number of
+frames: it starts at the middle frame, which shares the most with all others, walks outwards, and
+combines two measurements of each frame, along the chain of neighbours and directly against the
+middle. Only then the frame with the smallest field of view becomes the reference (focus breathing:
+every other frame covers it).
+
+Frames are H×W×C arrays, uint8 or uint16, C = 1 (grey) or 3 (RGB), with sRGB-like tone curves.
+Coordinates are (x, y) in pixels, the centre of the first pixel at (0, 0).
+
+Exposure is matched in linear light: defocus moves light about without adding any, which is true of
+linear values only; a gain of sRGB values would also be wrong in the dark, where the curve is no power.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mffsr.errors import BracketError
+from mffsr.photo._registration_exposure import exposure_gain
+from mffsr.photo._registration_proxy import Image, Proxy, from_linear, make_proxy, to_linear
+from mffsr.photo._registration_solve import MODELS, Fit, Matrix, Model, displacement, fit
+
+__all__ = [
+    "ForeignFrameError",
+    "Registration",
+    "common_field",
+    "estimate",
+    "match_exposure",
+    "register_bracket",
+    "warp",
+]
+
+MIN_ECC = 0.6  # same scene, strongest defocus measured: 0.94; different scenes: 0.28 at most
+MIN_CONTRAST = 2.0 / 255.0  # of the lightness; a black or empty frame has less
+MIN_OVERLAP = 0.5
+MAX_SCALE = 1.6
+STILL = 0.05  # pixels: smaller displacements are not worth a resampling ...
+STILL_AT_MOST = 0.25  # ... nor are those within STILL_ERRORS standard errors, up to this many pixels
+STILL_ERRORS = 4.0
+SAME_GAIN = 0.012  # of linear light: one level of 8-bit white
+SAME_FIELD = 1.002  # fields of view closer than this are the same
+ANCHOR_TRIES = 3
+
+
+class ForeignFrameError(BracketError):
+    """A frame that does not belong: black, of another scene, or of another size.
+
+    `index` is its place in the bracket and `reason` the cause; the message begins with its name.
+    """
+
+    def __init__(self, index: int, name: str, reason: str) -> None:
+        self.index = index
+        self.reason = reason
+        super().__init__(f"{name} {reason}")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Registration:
+    """Where a frame lies in the reference, and how bright it is.
+
+    `matrix` maps reference pixels to frame pixels (3×3 float64, the third row 0 0 1 unless a
+    homography), as `cv2.warpAffine` takes it with WARP_INVERSE_MAP. `gain` multiplies the frame's
+    linear light, per channel, to match the reference.
+    """
+
+    matrix: Matrix = field(default_factory=lambda: np.eye(3))
+    gain: tuple[float, ...] = (1.0,)
+    shift: tuple[float, float] = (0.0, 0.0)  # of the centre of the reference, pixels along x and y
+    rotation: float = 0.0  # degrees
+    scale: float = 1.0  # frame pixels per reference pixel: above 1, the frame sees less
+    ecc: float = 1.0  # correlation of the shared structure, −1..1; in a bracket, with its middle frame
+    residual: float = 0.0  # median displacement that parts of the frame still show, pixels
+    spread: float = 0.0  # standard error of the displacement at the worst corner, pixels
+    index: int = 0  # the frame's place in the bracket
+    reference: int = 0  # the reference's
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the frame needs no resampling."""
+        return bool(np.array_equal(self.matrix, np.eye(3)))
+
+
+class _Placed(NamedTuple):
+    """A frame on the way to its registration."""
+
+    fit: Fit  # frame ← anchor
+    gain: tuple[float, ...]  # of linear light, to match the anchor
+
+
+class _Trail(NamedTuple):
+    """The last frame that was placed, from where the next one is looked for."""
+
+    proxy: Proxy
+    fit: Fit  # frame ← anchor
+    pace: Matrix  # frame ← the frame before it: the best guess of the next step
+
+
+def estimate(
+    frame: Image,
+    reference: Image,
+    *,
+    model: Model = "similarity",
+    initial: Matrix | None = None,
+    names: Sequence[str] = ("the reference", "the frame"),
+) -> Registration:
+    """Register `frame` to `reference`, both H×W×C.
+
+    `initial` is a first guess of the matrix, `names` are those of reference and frame for messages.
+    Raises ForeignFrameError where the two do not show the same scene, ValueError on arrays of another kind.
+    """
+    _check_model(model)
+    fixed, moving = make_proxy(reference), make_proxy(frame)
+    for index, proxy in enumerate((fixed, moving)):
+        _refuse(index, names[index], _emptiness(proxy))
+    _refuse(1, names[1], _misfit(moving, fixed))
+    found = fit(moving, fixed, model, [] if initial is None else [np.asarray(initial, float)])
+    _refuse(1, names[1], _doubt(found, names[0]))
+    placed = _Placed(found, exposure_gain(moving, fixed, found.matrix))
+    return _registration(placed, fixed.size, index=1, reference=0)
+
+
+def register_bracket(
+    load: Callable[[int], Image],
+    count: int,
+    *,
+    reference: int | None = None,
+    model: Model = "similarity",
+    names: Sequence[str] | None = None,
+    on_bad: Callable[[ForeignFrameError], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Registration]:
+    """Register `count` frames, obtained one at a time from `load(i)`, to one of them.
+
+    `reference` is the frame to register to; by default the one with the smallest field of view. The result
+    is in the order of the frames; each entry names its frame (`index`) and the `reference`. A frame
+    that does not belong raises ForeignFrameError with its entry of `names`; with `on_bad`, that is
+    called with the error instead and the frame left out. `progress` gets (done, count).
+    """
+    _check_model(model)
+    if count < 1 or (reference is not None and not 0 <= reference < count):
+        raise ValueError(f"no frame {reference} among {count}")
+    names = names if names is not None else [f"frame {i + 1} of {count}" for i in range(count)]
+    middle = (count - 1) // 2
+    anchors = [reference] if reference is not None else sorted(range(count), key=lambda i: abs(i - middle))
+    best: tuple[dict[int, _Placed], dict[int, str], tuple[int, int]] | None = None
+    for anchor in anchors[: ANCHOR_TRIES if count > 2 else 1]:
+        result = _place_all(load, count, anchor, model=model, name=names[anchor], progress=progress)
+        if best is None or len(result[0]) > len(best[0]):
+            best = result
+        if len(result[1]) < len(result[0]):  # else the anchor itself may be the one that does not belong
+            break
+    assert best is not None  # noqa: S101 - there is at least one anchor
+    placed, refused, size = best
+    for index in sorted(refused):
+        error = ForeignFrameError(index, names[index], refused[index])
+        if on_bad is None or len(placed) < 2:
+            raise error
+        on_bad(error)
+    if reference is None:
+        reference = _smallest_field(placed)
+        placed = _rebase(placed, reference)
+    return [_registration(placed[i], size, index=i, reference=reference) for i in sorted(placed)]
+
+
+def common_field(registrations: Sequence[Registration], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The rectangle (x, y, width, height) of the reference that every frame covers.
+
+    `size` is (width, height) of the frames. Raises BracketError where nothing is common to all.
+    """
+    width, height = size
+    corners = np.array([[0, 0, 1], [width - 1, 0, 1], [width - 1, height - 1, 1], [0, height - 1, 1]], float)
+    left, top, right, bottom = 0.0, 0.0, width - 1.0, height - 1.0
+    for registration in registrations:
+        moved = corners @ np.linalg.inv(registration.matrix).T
+        (x0, y0), (x1, y1), (x2, y2), (x3, y3) = (moved[:, :2] / moved[:, 2:]).tolist()
+        left, top = max(left, x0, x3), max(top, y0, y1)
+        right, bottom = min(right, x1, x2), min(bottom, y2, y3)
+    x, y = math.ceil(left - 1e-6), math.ceil(top - 1e-6)
+    w, h = math.floor(right + 1e-6) - x + 1, math.floor(bottom + 1e-6) - y + 1
+    if w < 1 or h < 1:
+        raise BracketError("the frames have no field of view in common")
+    return x, y, w, h
+
+
+def match_exposure(frame: Image, reference: Image) -> tuple[float, ...]:
+    """The gain per channel that brings `frame` to the exposure of `reference`, in linear light.
+
+    Both are H×W×C and registered. Strongly blurred images are compared, so that defocus does not matter;
+    black and clipped pixels of either are left out; the median of the ratios is taken.
+    """
+    return exposure_gain(make_proxy(frame), make_proxy(reference), np.eye(3))
+
+
+def warp(
+    frame: Image,
+    registration: Registration,
+    size: tuple[int, int],
+    *,
+    crop: tuple[int, int, int, int] | None = None,
+) -> Image:
+    """`frame` (H×W×C) as the reference would show it: one Lanczos resampling, exposure matched.
+
+    `size` is (width, height) of the reference, `crop` a rectangle (x, y, width, height) of it. The dtype is
+    kept, values are clipped, the border is replicated. Channels beyond the gains (alpha) keep their values.
+    With the identity and gain 1 the pixels come back as they are (and may be a view of `frame`). No
+    side of frame or result may be longer than 32766 pixels unless the registration is the identity.
+    """
+    x, y, width, height = crop or (0, 0, *size)
+    inside = x >= 0 and y >= 0 and x + width <= frame.shape[1] and y + height <= frame.shape[0]
+    if registration.is_identity and inside:
+        return _expose(frame[y : y + height, x : x + width], registration.gain, frame.dtype)
+    # the gain is applied in 16 bit, before the resampling: rounded once, at the end
+    source = frame if _neutral(registration.gain) else _expose(frame, registration.gain, np.dtype(np.uint16))
+    matrix = registration.matrix @ np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], float)
+    flags = cv2.INTER_LANCZOS4 | cv2.WARP_INVERSE_MAP
+    if np.array_equal(matrix[2], [0, 0, 1]):
+        out = cv2.warpAffine(
+            source, matrix[:2], (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
+        )
+    else:
+        out = cv2.warpPerspective(
+            source, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
+        )
+    if out.dtype != frame.dtype:
+        out = cv2.convertScaleAbs(out, alpha=1 / 257)
+    return out.reshape(height, width, frame.shape[2])
+
+
+def _place_all(
+    load: Callable[[int], Image],
+    count: int,
+    anchor: int,
+    *,
+    model: Model,
+    name: str,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[dict[int, _Placed], dict[int, str], tuple[int, int]]:
+    """Every frame placed in `anchor` (called `name`) or refused with a reason; the size of the frames."""
+    fixed = make_proxy(load(anchor))
+    reason = _emptiness(fixed)
+    if reason is not None:
+        return {}, {anchor: reason}, fixed.size
+    placed = {anchor: _Placed(Fit(np.eye(3), 1.0, 0.0, 1.0, 0.0), (1.0,) * fixed.light.shape[2])}
+    refused: dict[int, str] = {}
+    for side in (range(anchor - 1, -1, -1), range(anchor + 1, count)):
+        trail = _Trail(fixed, placed[anchor].fit, np.eye(3))
+        for index in side:
+            proxy = make_proxy(load(index))
+            reason = _emptiness(proxy) or _misfit(proxy, fixed)
+            if reason is None:
+                found = _place(proxy, trail, fixed, model)
+                reason = _doubt(found.fit, name)
+            if reason is None:
+                trail = found
+                placed[index] = _Placed(found.fit, exposure_gain(proxy, fixed, found.fit.matrix))
+            else:
+                refused[index] = reason
+            if progress is not None:
+                progress(len(placed) + len(refused), count)
+    return placed, refused, fixed.size
+
+
+def _place(proxy: Proxy, trail: _Trail, anchor: Proxy, model: Model) -> _Trail:
+    """Place `proxy` in `anchor`: over its neighbour at the end of `trail`, and directly."""
+    if trail.proxy is anchor:
+        direct = fit(proxy, anchor, model, [])
+        return _Trail(proxy, direct, direct.matrix)
+    step = fit(proxy, trail.proxy, model, [trail.pace])
+    if _doubt(step, "") is not None:
+        return _Trail(proxy, fit(proxy, anchor, model, [trail.fit.matrix]), np.eye(3))
+    chained = step.matrix @ trail.fit.matrix
+    chain = step._replace(matrix=chained / chained[2, 2], spread=math.hypot(step.spread, trail.fit.spread))
+    direct = fit(proxy, anchor, model, [chain.matrix], features=False)
+    apart = displacement(direct.matrix @ np.linalg.inv(chain.matrix), anchor.size)
+    if _doubt(direct, "") is not None or apart > 1 + 6 * math.hypot(chain.spread, direct.spread):
+        return _Trail(proxy, chain, step.matrix)  # neighbours share more than the ends of a bracket do
+    share = direct.spread**2 / max(direct.spread**2 + chain.spread**2, 1e-12)
+    matrix = share * chain.matrix + (1 - share) * direct.matrix
+    spread = math.sqrt(share) * chain.spread  # of the mean of two, weighted by their errors
+    return _Trail(proxy, direct._replace(matrix=matrix, spread=spread), step.matrix)
+
+
+def _smallest_field(placed: dict[int, _Placed]) -> int:
+    """The frame that sees least; the anchor, which is placed without error, where all see the same."""
+    anchor = min(placed, key=lambda i: placed[i].fit.spread)
+    least = max(placed, key=lambda i: _similarity(placed[i].fit.matrix)[0])
+    return least if _similarity(placed[least].fit.matrix)[0] > SAME_FIELD else anchor
+
+
+def _rebase(placed: dict[int, _Placed], reference: int) -> dict[int, _Placed]:
+    """The same frames, placed in `reference` instead of the anchor."""
+    origin = placed[reference]
+    back = np.linalg.inv(origin.fit.matrix)
+    moved: dict[int, _Placed] = {}
+    for index, (found, gain) in placed.items():
+        matrix = found.matrix @ back
+        spread = math.hypot(found.spread, origin.fit.spread) if index != reference else 0.0
+        gains = tuple(g / o for g, o in zip(gain, origin.gain, strict=True))
+        moved[index] = _Placed(found._replace(matrix=matrix / matrix[2, 2], spread=spread), gains)
+    moved[reference] = _Placed(Fit(np.eye(3), 1.0, 0.0, 1.0, 0.0), (1.0,) * len(origin.gain))
+    return moved
+
+
+def _registration(placed: _Placed, size: tuple[int, int], *, index: int, reference: int) -> Registration:
+    """The public figures of a placed frame; what cannot be told from the identity becomes it."""
+    found, gain = placed
+    matrix = found.matrix
+    if displacement(matrix, size) < max(STILL, min(STILL_AT_MOST, STILL_ERRORS * found.spread)):
+        matrix = np.eye(3)
+    if max(abs(g - 1) for g in gain) < SAME_GAIN:
+        gain = (1.0,) * len(gain)
+    scale, rotation = _similarity(matrix)
+    centre = np.array([(size[0] - 1) / 2, (size[1] - 1) / 2, 1.0])
+    moved = matrix @ centre
+    dx, dy = (moved[:2] / moved[2] - centre[:2]).tolist()
+    result = Registration(matrix=matrix, gain=gain, shift=(dx, dy), rotation=rotation, scale=scale)
+    return replace(
+        result, ecc=found.ecc, residual=found.residual, spread=found.spread, index=index, reference=reference
+    )
+
+
+def _similarity(matrix: Matrix) -> tuple[float, float]:
+    """Scale and rotation in degrees of `matrix` at the origin."""
+    a = matrix[:2, :2]
+    return math.sqrt(abs(np.linalg.det(a))), math.degrees(math.atan2(a[1, 0] - a[0, 1], a[0, 0] + a[1, 1]))
+
+
+def _check_model(model: Model) -> None:
+    if model not in MODELS:
+        raise ValueError(f"unknown model {model!r}: expected one of {', '.join(MODELS)}")
+
+
+def _refuse(index: int, name: str, reason: str | None) -> None:
+    if reason is not None:
+        raise ForeignFrameError(index, name, reason)
+
+
+def _emptiness(proxy: Proxy) -> str | None:
+    if proxy.contrast >= MIN_CONTRAST:
+        return None
+    return "is black or empty: nothing in it can be registered"
+
+
+def _misfit(proxy: Proxy, reference: Proxy) -> str | None:
+    if proxy.size != reference.size:
+        (w, h), (w0, h0) = proxy.size, reference.size
+        return f"has {w}×{h} pixels, the reference {w0}×{h0}"
+    if proxy.light.shape[2] != reference.light.shape[2]:
+        return "and the reference differ in their channels: one is grey, the other in colour"
+    return None
+
+
+def _doubt(found: Fit, reference: str) -> str | None:
+    """Why `found` cannot be the place of a frame of the same scene; None where it can."""
+    if found.ecc < MIN_ECC:
+        return f"shows another scene than {reference} (correlation {found.ecc:.2f}, {MIN_ECC} expected)"
+    scale, _ = _similarity(found.matrix)
+    if not 1 / MAX_SCALE <= scale <= MAX_SCALE:
+        return f"has a field of view too different from that of {reference} (scale {scale:.2f})"
+    if found.overlap < MIN_OVERLAP:
+        return f"shares only {found.overlap:.0%} of its field with {reference}"
+    return None
+
+
+def _neutral(gain: tuple[float, ...]) -> bool:
+    return all(g == 1.0 for g in gain)
+
+
+def _expose(frame: Image, gain: tuple[float, ...], dtype: np.dtype[np.unsignedinteger]) -> Image:
+    """`frame` with its linear light multiplied by `gain`, as `dtype`; itself where nothing changes."""
+    if _neutral(gain) and dtype == frame.dtype:
+        return frame
+    levels = to_linear(np.linspace(0.0, 1.0, np.iinfo(frame.dtype).max + 1))
+    top = np.iinfo(dtype).max
+    out = np.empty(frame.shape, dtype)
+    for channel in range(frame.shape[2]):
+        factor = gain[channel] if channel < len(gain) else 1.0
+        values = from_linear(np.minimum(levels * factor, 1.0)).astype(np.float64)
+        table: NDArray[np.unsignedinteger] = np.clip(np.rint(values * top), 0, top).astype(dtype)
+        np.take(table, frame[..., channel], out=out[..., channel], mode="clip")
+    return out

@@ -1,0 +1,119 @@
+"""The fused enlargement of a bracket, tile by tile, each source only where it wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mffsr.device import Runtime
+from mffsr.errors import MffsrError
+from mffsr.focus_map import Labels, Pixels, to_tensor
+from mffsr.model import JointModel
+from mffsr.model.joint import soft_transition
+from mffsr.tiles import Tile, tiles
+
+__all__ = ["SOFT_REACH", "Rendered", "enlarge_plane", "render"]
+
+SOFT_REACH = 2  # of `soft_transition`
+DECODER_REACH = 2  # of Resize and D2, in low-resolution pixels, rounded up
+
+
+class Rendered(NamedTuple):
+    """The picture and how much work it was."""
+
+    pixels: Pixels  # s·H × s·W × channels of the frames
+    sources_run: int  # tiles of sources that went through SRN
+    sources_all: int  # the same if every source went through SRN everywhere
+
+
+def render(
+    model: JointModel,
+    frames: Sequence[Pixels],
+    labels: Labels,
+    runtime: Runtime,
+    *,
+    tile: int,
+    depth: int,
+    gate: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Rendered:
+    """Return the all-in-focus picture at the model's scale, `depth` 8 or 16 bits a channel.
+
+    A source's SRN runs only on tiles where the source wins somewhere (`gate`): elsewhere its mask is zero and it
+    adds nothing, so the result is the same. `tile` is the side of a tile's core in source pixels.
+    """
+    height, width = frames[0].shape[:2]
+    scale, channels = model.scale, frames[0].shape[2]
+    dtype = np.uint16 if depth == 16 else np.uint8
+    out = np.empty((height * scale, width * scale, channels), dtype)
+    reach = (model.fn.config.reach if model.fn is not None else 0) + SOFT_REACH
+    plan = list(tiles(height, width, tile, reach))
+    run = 0
+    for done, part in enumerate(plan, 1):
+        sources = _needed(labels, part) if gate else np.arange(len(frames))
+        run += len(sources)
+        core = _render_tile(model, [frames[i] for i in sources], sources, labels, part, runtime)
+        rows, columns = (slice(s.start * scale, s.stop * scale) for s in part.core)
+        out[rows, columns] = _to_pixels(core, dtype, channels)
+        progress(done, len(plan))
+    return Rendered(out, run, len(plan) * len(frames))
+
+
+def _needed(labels: Labels, part: Tile) -> NDArray[np.uint16]:
+    """Return the frames whose mask is not zero within the decoder's reach of a tile's core."""
+    margin = SOFT_REACH + DECODER_REACH
+    rows, columns = (slice(max(0, s.start - margin), s.stop + margin) for s in part.core)
+    return np.unique(labels[rows, columns])
+
+
+def _render_tile(
+    model: JointModel,
+    frames: Sequence[Pixels],
+    sources: NDArray[np.uint16],
+    labels: Labels,
+    part: Tile,
+    runtime: Runtime,
+) -> torch.Tensor:
+    """Return the core of one tile, (1, 3, s·h, s·w) float32."""
+    images = [to_tensor(frame[part.outer], runtime) for frame in frames]
+    own = labels[part.outer]
+    binary = np.stack([own == source for source in sources]).astype(np.float32)
+    masks = torch.from_numpy(binary).to(runtime.device)[None]
+    with torch.inference_mode(), runtime.autocast():
+        if len(frames) > 1:
+            with torch.autocast(runtime.device.type, enabled=False):
+                masks = soft_transition(masks)
+        else:
+            masks = torch.ones_like(masks)  # alone within reach of the core
+        image = model.render(images, masks)
+    scale = model.scale
+    rows, columns = (slice(s.start * scale, s.stop * scale) for s in part.inner)
+    return image[:, :, rows, columns]
+
+
+def _to_pixels(image: torch.Tensor, dtype: type[np.uint8 | np.uint16], channels: int) -> Pixels:
+    """Round an image (1, 3, h, w) to integers; one channel is the mean of the three."""
+    if not bool(torch.isfinite(image).all()):
+        raise MffsrError(
+            "the picture is not finite: damaged weights, or a precision too low for them\ntry --precision fp32"
+        )
+    if channels == 1:
+        image = image.mean(1, keepdim=True)
+    array = (image[0].clamp(0, 1) * np.iinfo(dtype).max).round().permute(1, 2, 0).cpu().numpy()
+    pixels: Pixels = array.astype(dtype)
+    return pixels
+
+
+def enlarge_plane(planes: Sequence[Pixels], labels: Labels, scale: int) -> Pixels:
+    """Return the fused and enlarged alpha of a bracket: planes (H, W), each where its frame wins, bicubic."""
+    fused = np.choose(labels, planes) if len(planes) <= 32 else np.take_along_axis(np.stack(planes), labels[None], 0)[0]
+    if scale == 1:
+        return np.ascontiguousarray(fused)
+    size = (fused.shape[1] * scale, fused.shape[0] * scale)
+    enlarged: Pixels = cv2.resize(fused, size, interpolation=cv2.INTER_CUBIC)
+    return enlarged

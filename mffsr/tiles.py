@@ -1,0 +1,87 @@
+"""Tiles of a large image as plain integers.
+
+An image is cut into *cores* that meet without overlap. Each core is computed from its *outer* rectangle: the
+core and a halo around it, clipped to the image. Where the halo is at least the network's reach, a core's pixels
+are those of the whole image's result, so cores are simply put side by side; nothing is blended.
+
+For example 100 pixels in tiles of 48 with a halo of 8:
+
+    core   [0, 48)  [48, 96)  [96, 100)
+    outer  [0, 56)  [40, 100) [88, 100)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+__all__ = ["Span", "Tile", "round_up", "spans", "tiles"]
+
+
+class Span(NamedTuple):
+    """A core and its outer interval along one axis, in pixels, half open."""
+
+    start: int
+    stop: int
+    outer_start: int
+    outer_stop: int
+
+    @property
+    def inner(self) -> slice:
+        """The core as a part of the outer interval."""
+        return slice(self.start - self.outer_start, self.stop - self.outer_start)
+
+
+class Tile(NamedTuple):
+    """A core and its outer rectangle."""
+
+    rows: Span
+    columns: Span
+
+    @property
+    def core(self) -> tuple[slice, slice]:
+        """Rows and columns of the core in the image."""
+        return slice(self.rows.start, self.rows.stop), slice(self.columns.start, self.columns.stop)
+
+    @property
+    def outer(self) -> tuple[slice, slice]:
+        """Rows and columns of the outer rectangle in the image."""
+        return (
+            slice(self.rows.outer_start, self.rows.outer_stop),
+            slice(self.columns.outer_start, self.columns.outer_stop),
+        )
+
+    @property
+    def inner(self) -> tuple[slice, slice]:
+        """Rows and columns of the core in the outer rectangle."""
+        return self.rows.inner, self.columns.inner
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is at least `value`."""
+    return -(-value // multiple) * multiple
+
+
+def spans(length: int, size: int, halo: int) -> list[Span]:
+    """Cut one axis of `length` pixels into cores of `size`, the last one shorter, each with its halo.
+
+    Raises ValueError unless length and size are at least 1 and halo at least 0.
+    """
+    if length < 1 or size < 1 or halo < 0:
+        raise ValueError(f"length, size and halo are {length}, {size} and {halo}, expected ≥ 1, ≥ 1 and ≥ 0")
+    return [
+        Span(start, min(start + size, length), max(0, start - halo), min(length, start + size + halo))
+        for start in range(0, length, size)
+    ]
+
+
+def tiles(height: int, width: int, size: int, halo: int, grid: int = 1) -> Iterator[Tile]:
+    """Cut an image of height×width pixels into tiles, row by row.
+
+    `grid`: size and halo are rounded up to multiples of it, so that every outer rectangle begins on the
+    image's own grid of that spacing (FAPN's attention windows lie on one).
+    """
+    size, halo = round_up(size, grid), round_up(halo, grid)
+    for rows in spans(height, size, halo):
+        for columns in spans(width, size, halo):
+            yield Tile(rows, columns)

@@ -1,0 +1,322 @@
+"""The metadata of a result: kept, corrected, completed; damage costs the metadata, never the photo."""
+
+from __future__ import annotations
+
+import io
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mffsr.photo import XMP_NAMESPACE, OutputMetadata, Photo, output_metadata, read_photo, write_photo
+from mffsr.photo._ifd import Exif, IfdError, Value, build_exif, parse_exif
+
+RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
+XMP = "{http://ns.adobe.com/xap/1.0/}"
+XMP_MM = "{http://ns.adobe.com/xap/1.0/mm/}"
+ST_REF = "{http://ns.adobe.com/xap/1.0/sType/ResourceRef#}"
+TIFF = "{http://ns.adobe.com/tiff/1.0/}"
+EXIF = "{http://ns.adobe.com/exif/1.0/}"
+OURS = "{" + XMP_NAMESPACE + "}"
+
+PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="4"
+ xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6" tiff:ImageWidth="6"
+ xmlns:xmpMM="http://ns.adobe.com/xap/1.0/mm/" xmpMM:DocumentID="doc-1" xmpMM:InstanceID="inst-1"
+ xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/" hdrgm:Version="1.0"
+ xmlns:own="http://example.org/own/" own:note="kept &amp; safe">
+ <xmp:Thumbnails><rdf:Alt/></xmp:Thumbnails><xmp:CreatorTool>Camera</xmp:CreatorTool>
+</rdf:Description></rdf:RDF></x:xmpmeta>
+<?xpacket end="w"?>""".encode()
+
+
+def plain_photo(**changes: object) -> Photo:
+    return replace(Photo(pixels=np.zeros((4, 6, 3), np.uint8)), **changes)  # type: ignore[arg-type]
+
+
+def derive(photo: Photo, **changes: object) -> OutputMetadata:
+    options: dict[str, object] = {
+        "scale": 3,
+        "frames": ["folder/a.jpg", "folder/b.jpg", "folder/c.jpg"],
+        "software": "mffsr 1.0",
+        "details": {"WeightsHash": "abc", "Options": "--scale 3"},
+    }
+    return output_metadata(photo, **(options | changes))  # type: ignore[arg-type]
+
+
+def camera_exif(order: str = "<") -> Exif:
+    exif = Exif(order=order)  # type: ignore[arg-type]
+    exif.main[0x010F] = exif.text("Maker")
+    exif.main[0x0110] = exif.text("Model of a name beyond four bytes")
+    exif.main[0x0112] = exif.integers(3, 6)
+    exif.main[0x0100] = exif.integers(3, 6)
+    exif.main[0x011A] = exif.rational(72)
+    exif.exif[0x9003] = exif.text("2024:05:06 07:08:09")
+    exif.exif[0x829A] = exif.rational(1 / 250)
+    exif.exif[0xA434] = exif.text("Lens 100 mm Macro")
+    exif.exif[0xA002] = exif.integers(3, 6)
+    exif.exif[0x9000] = Value(7, 4, b"0220")
+    exif.gps[0x0001] = exif.text("N")
+    exif.interop[0x0001] = exif.text("R98")
+    return exif
+
+
+def numbers(exif: Exif, directory: dict[int, Value], tag: int) -> list[int]:
+    value = directory[tag]
+    size = {3: 2, 4: 4}[value.type]
+    order = "little" if exif.order == "<" else "big"
+    return [
+        int.from_bytes(value.data[at : at + size], order)  # type: ignore[arg-type]
+        for at in range(0, len(value.data), size)
+    ]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_exif_is_kept_corrected_and_completed(order: str) -> None:
+    source = camera_exif(order)
+    result = derive(plain_photo(exif=build_exif(source), dpi=(72.0, 72.0)))
+    exif = parse_exif(result.exif)
+    assert exif.order == order
+    assert exif.damaged == 0
+    for tag in (0x010F, 0x0110):
+        assert exif.main[tag].data == source.main[tag].data
+    for tag in (0x9003, 0x829A, 0xA434):
+        assert exif.exif[tag].data == source.exif[tag].data
+    assert exif.gps[0x0001].data == b"N\0"
+    assert exif.interop[0x0001].data == b"R98\0"
+    assert numbers(exif, exif.main, 0x0112) == [1]
+    assert numbers(exif, exif.main, 0x0100) == [18]
+    assert 0x0101 not in exif.main
+    assert numbers(exif, exif.exif, 0xA002) == [18]
+    assert numbers(exif, exif.exif, 0xA003) == [12]
+    assert numbers(exif, exif.exif, 0xA460) == [2]
+    assert numbers(exif, exif.exif, 0xA461) == [3, 3]
+    assert exif.exif[0x9000].data == b"0232"
+    assert exif.main[0x0131].data == b"mffsr 1.0\0"
+    assert exif.first_ratio(exif.main, 0x011A) == result.dpi[0] == 216  # type: ignore[index]
+
+
+def test_other_libraries_read_our_exif() -> None:
+    block = derive(plain_photo(exif=build_exif(camera_exif(">")))).exif
+    exif = Image.Exif()
+    exif.load(b"Exif\0\0" + block)
+    assert exif[0x010F] == "Maker"
+    inner = exif.get_ifd(0x8769)
+    assert inner[0xA460] == 2
+    assert inner[0xA461] == (3, 3)
+    assert float(inner[0x829A]) == pytest.approx(1 / 250)
+    assert exif.get_ifd(0x8825)[1] == "N"
+    assert exif.get_ifd(0xA005)[1] == "R98"
+
+
+def test_one_frame_is_no_composite() -> None:
+    exif = parse_exif(derive(plain_photo(), frames=["a.jpg"], scale=2).exif)
+    assert 0xA460 not in exif.exif
+    assert numbers(exif, exif.exif, 0xA002) == [12]
+
+
+def test_size_may_be_given(tmp_path: Path) -> None:
+    exif = parse_exif(derive(plain_photo(), size=(17, 11)).exif)
+    assert numbers(exif, exif.exif, 0xA002) == [17]
+    assert numbers(exif, exif.exif, 0xA003) == [11]
+
+
+def test_the_thumbnail_is_dropped() -> None:
+    source = build_exif(camera_exif())
+    thumbnail = b"\xff\xd8 a stale little picture \xff\xd9"
+    reader_end = len(source)
+    first = int.from_bytes(source[4:8], "little")
+    count = int.from_bytes(source[first : first + 2], "little")
+    pointer = first + 2 + 12 * count  # where the offset of the next directory stands
+    second = b"\1\0" + b"\1\2\4\0\1\0\0\0" + (reader_end + 18).to_bytes(4, "little") + bytes(4)
+    block = source[:pointer] + reader_end.to_bytes(4, "little") + source[pointer + 4 :] + second + thumbnail
+    with Image.new("RGB", (6, 4)) as image:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", exif=b"Exif\0\0" + block)
+    assert b"stale" in buffer.getvalue()
+    result = derive(plain_photo(exif=block))
+    assert b"stale" not in result.exif
+    assert parse_exif(result.exif).main[0x010F].data == b"Maker\0"
+
+
+def test_the_maker_note_keeps_its_place() -> None:
+    """Many maker notes hold offsets that count from the start of the block."""
+    source = camera_exif()
+    note = bytes(range(256)) * 3
+    source.exif[0x927C] = Value(7, len(note), note, home=1000)
+    block = build_exif(source)
+    assert block[1000 : 1000 + len(note)] == note
+    for _ in range(3):  # and does so again and again
+        block = derive(plain_photo(exif=block), software="a much longer name of the software " * 3).exif
+        assert block[1000 : 1000 + len(note)] == note
+    exif = parse_exif(block)
+    assert exif.damaged == 0
+    assert exif.exif[0xA434].data == b"Lens 100 mm Macro\0"
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    values=st.dictionaries(
+        st.integers(1, 0xFFFF), st.binary(min_size=1, max_size=40), min_size=1, max_size=8
+    ),
+    order=st.sampled_from(["<", ">"]),
+    home=st.integers(0, 400),
+    note=st.binary(min_size=5, max_size=60),
+)
+def test_exif_survives_building_and_parsing(
+    values: dict[int, bytes], order: str, home: int, note: bytes
+) -> None:
+    pointers = {0x8769, 0x8825, 0xA005, 0x927C}
+    exif = Exif(order=order)  # type: ignore[arg-type]
+    exif.main = {tag: Value(7, len(data), data) for tag, data in values.items() if tag not in pointers}
+    exif.exif = dict(exif.main) | {0x927C: Value(7, len(note), note, home)}
+    exif.gps = dict(exif.main)
+    exif.main[0x0131] = exif.text("x")
+    back = parse_exif(build_exif(exif))
+    assert back.damaged == 0
+    for name in ("main", "exif", "gps", "interop"):
+        ours = {tag: value.data for tag, value in getattr(exif, name).items()}
+        assert {tag: value.data for tag, value in getattr(back, name).items()} == ours
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_damaged_exif_never_raises(data: st.DataObject) -> None:
+    block = bytearray(build_exif(camera_exif()))
+    for _ in range(data.draw(st.integers(1, 6))):
+        block[data.draw(st.integers(0, len(block) - 1))] = data.draw(st.integers(0, 255))
+    told: list[str] = []
+    block = block[: data.draw(st.integers(0, len(block)))]
+    result = derive(plain_photo(exif=bytes(block)), warn=told.append)
+    assert numbers(parse_exif(result.exif), parse_exif(result.exif).exif, 0xA002) == [18]
+
+
+def test_damaged_exif_is_told() -> None:
+    told: list[str] = []
+    derive(plain_photo(exif=b"nonsense"), warn=told.append)
+    assert "EXIF data is damaged" in told[0]
+    source = camera_exif()
+    block = build_exif(source)
+    told.clear()
+    derive(plain_photo(exif=block[:-40]), warn=told.append)
+    assert "damaged EXIF entries" in told[0]
+    with pytest.raises(IfdError):
+        parse_exif(b"II*\0\xff\xff\xff\x7f")
+
+
+# ------------------------------------------------------------------ XMP
+
+
+def properties(packet: bytes) -> dict[str, str]:
+    """All attributes and simple elements of all descriptions."""
+    found: dict[str, str] = {}
+    root = ET.fromstring(packet.decode("utf-8").replace("\ufeff", ""))
+    for description in root.iter(f"{RDF}Description"):
+        found |= description.attrib
+        found |= {child.tag: (child.text or "").strip() for child in description}
+    return found
+
+
+def test_xmp_is_kept_corrected_and_completed() -> None:
+    result = derive(plain_photo(xmp=PACKET))
+    found = properties(result.xmp)
+    assert found[f"{XMP}Rating"] == "4"
+    assert found["{http://example.org/own/}note"] == "kept & safe"
+    assert found[f"{TIFF}Orientation"] == "1"
+    assert found[f"{TIFF}ImageWidth"] == "18"
+    assert f"{TIFF}ImageLength" not in found
+    assert found[f"{EXIF}PixelXDimension"] == "18"
+    assert found[f"{XMP}CreatorTool"] == "mffsr 1.0"
+    assert found[f"{OURS}WeightsHash"] == "abc"
+    assert found[f"{XMP_MM}OriginalDocumentID"] == "doc-1"
+    assert f"{XMP_MM}InstanceID" not in found
+    assert f"{XMP}Thumbnails" not in found
+    assert not any("hdr-gain-map" in name for name in found)
+    root = ET.fromstring(result.xmp.decode("utf-8").replace("\ufeff", ""))
+    derived = next(root.iter(f"{XMP_MM}DerivedFrom"))
+    assert derived.findtext(f"{ST_REF}documentID") == "doc-1"
+    assert derived.findtext(f"{ST_REF}instanceID") == "inst-1"
+    assert [item.text for item in next(root.iter(f"{OURS}Frames")).iter(f"{RDF}li")] == [
+        "a.jpg",
+        "b.jpg",
+        "c.jpg",
+    ]
+    assert b"own:note" in result.xmp  # prefixes stay readable
+    assert b"ns0:" not in result.xmp
+
+
+def test_provenance_is_replaced_not_repeated() -> None:
+    once = derive(plain_photo(xmp=PACKET))
+    twice = derive(plain_photo(xmp=once.xmp), details={"WeightsHash": "def"})
+    assert twice.xmp.count(b"WeightsHash>def<") == 1
+    assert b"abc" not in twice.xmp
+    assert twice.xmp.count(b"DerivedFrom ") == 1
+    assert properties(twice.xmp)[f"{XMP_MM}OriginalDocumentID"] == "doc-1"
+
+
+BOMB = (
+    b'<!DOCTYPE a [<!ENTITY b "bbbbbbbbbb"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>'
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/">&c;</x:xmpmeta>'
+)
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"",
+        b"not xml",
+        b"\xff\xfe\0\0",
+        BOMB,
+        b"<?x <!-- ?>" + BOMB,
+        b"<a>" * 50_000 + b"</a>" * 50_000,
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>',
+        PACKET[:300],
+        PACKET.decode().encode("utf-16"),
+    ],
+)
+def test_damaged_or_hostile_xmp_is_replaced(packet: bytes) -> None:
+    told: list[str] = []
+    result = derive(plain_photo(xmp=packet, path=Path("a.jpg")), warn=told.append)
+    assert len(told) == 1
+    assert told[0].startswith("a.jpg: the XMP data is damaged")
+    assert properties(result.xmp)[f"{OURS}WeightsHash"] == "abc"
+    assert len(result.xmp) < 3000
+
+
+def test_strange_names_and_keys() -> None:
+    names = ["\x1b[31m.jpg", '<&>".jpg', "\udcff.jpg", "ä\u202e.jpg"]
+    result = derive(plain_photo(), frames=names)
+    root = ET.fromstring(result.xmp.decode("utf-8").replace("\ufeff", ""))
+    items = [item.text for item in next(root.iter(f"{OURS}Frames")).iter(f"{RDF}li")]
+    assert items == ["\ufffd[31m.jpg", '<&>".jpg', "?.jpg", "ä\u202e.jpg"]
+    with pytest.raises(ValueError, match="XML name"):
+        derive(plain_photo(), details={"two words": "x"})
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    photo = plain_photo(exif=build_exif(camera_exif()), xmp=PACKET)
+    assert derive(photo) == derive(photo)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_the_result_reaches_every_format(suffix: str, tmp_path: Path) -> None:
+    source = plain_photo(exif=build_exif(camera_exif()), xmp=PACKET, dpi=(100.0, 100.0))
+    made = derive(source)
+    told: list[str] = []
+    photo = Photo(pixels=np.zeros((12, 18, 3), np.uint8), exif=made.exif, xmp=made.xmp, dpi=made.dpi)
+    write_photo(photo, tmp_path / f"x{suffix}", warn=told.append)
+    back = read_photo(tmp_path / f"x{suffix}", warn=told.append)
+    assert told == []
+    assert back.xmp == made.xmp
+    assert back.exif is not None
+    exif = parse_exif(back.exif)
+    assert numbers(exif, exif.exif, 0xA461) == [3, 3]
+    assert exif.interop[0x0001].data == b"R98\0"
+    assert exif.main[0x0131].data == b"mffsr 1.0\0"
+    assert back.dpi == pytest.approx((300, 300), abs=0.01)
