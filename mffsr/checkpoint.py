@@ -29,7 +29,17 @@ from torch import Tensor, nn
 from mffsr.errors import CheckpointError, UsageError
 from mffsr.model import FAPN, FN, FapnConfig, JointModel, SrnConfig
 
-__all__ = ["VERSION", "Checkpoint", "digest", "find", "load", "load_model", "save_network", "weights_folder", "write_file"]
+__all__ = [
+    "VERSION",
+    "Checkpoint",
+    "digest",
+    "find",
+    "load",
+    "load_model",
+    "save_network",
+    "weights_folder",
+    "write_file",
+]
 
 VERSION = 1
 _BUILD: dict[str, tuple[Callable[..., Any], Callable[..., nn.Module]]] = {
@@ -51,7 +61,7 @@ class Checkpoint:
 
 
 def weights_folder() -> Path:
-    """Return the folder of the bundled weights: beside the package in a checkout, inside it when installed."""
+    """Return the folder of the bundled weights: beside the package in a checkout, else inside it."""
     package = Path(__file__).resolve().parent
     inside = package / "weights"
     return inside if inside.is_dir() else package.parent / "weights"
@@ -109,7 +119,8 @@ def read_header(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # noqa: BLE001 - the Rust library raises its own types, documented nowhere
         raise CheckpointError(
-            f"{path}: damaged, or not a safetensors file ({error})\nexpected a weight file that mffsr train wrote"
+            f"{path}: damaged, or not a safetensors file ({error})\n"
+            "expected a weight file that mffsr train wrote"
         ) from None
     if header.get("format") != "mffsr":
         raise CheckpointError(f"{path}: not a weight file of mffsr (no format in its header)")

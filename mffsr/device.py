@@ -42,7 +42,9 @@ class Runtime:
 
 def available_devices() -> list[str]:
     """List what `--device` accepts on this machine."""
-    found = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    found = (
+        [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     if torch.backends.mps.is_available():
         found.append("mps")
     return [*found, "cpu"]
@@ -124,7 +126,11 @@ def _cgroup_limits() -> list[int]:
         if controllers == "":
             base, limit, usage = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
         elif "memory" in controllers.split(","):
-            base, limit, usage = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"
+            base, limit, usage = (
+                Path("/sys/fs/cgroup/memory"),
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+            )
         else:
             continue
         for folder in (base / path.lstrip("/"), base):

@@ -21,11 +21,11 @@ from torch import Tensor
 from mffsr.device import Runtime
 from mffsr.errors import MffsrError
 from mffsr.model import FAPN, FocusMaps, JointModel
+from mffsr.photo import Pixels
 from mffsr.tiles import tiles
 
-__all__ = ["FocusMap", "Labels", "Pixels", "decide_focus", "fill_holes", "preview", "to_tensor"]
+__all__ = ["FocusMap", "Labels", "decide_focus", "fill_holes", "preview", "to_tensor"]
 
-Pixels = NDArray[np.uint8] | NDArray[np.uint16]  # H×W×3 or H×W×1
 Labels = NDArray[np.uint16]  # H×W, index of a frame
 Progress = Callable[[int, int], None]
 
@@ -106,7 +106,9 @@ def fill_holes(labels: Labels, share: float = SMALLEST_REGION) -> Labels:
     keep = np.zeros(labels.shape, np.uint8)
     largest = (0, 0)  # area and label of the largest region
     for label in used:
-        _, regions, stats, _ = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8), connectivity=4)
+        _, regions, stats, _ = cv2.connectedComponentsWithStats(
+            (labels == label).astype(np.uint8), connectivity=4
+        )
         areas = stats[:, cv2.CC_STAT_AREA].astype(np.int64)
         areas[0] = 0  # the background of this label
         largest = max(largest, (int(areas.max()), int(label)))

@@ -23,9 +23,9 @@ from mffsr import __version__
 from mffsr.checkpoint import load_model
 from mffsr.device import Runtime, choose
 from mffsr.errors import BracketError, DeviceError, UsageError
-from mffsr.focus_map import FocusMap, Labels, Pixels, decide_focus, fill_holes
+from mffsr.focus_map import Labels, decide_focus, fill_holes
 from mffsr.model import JointModel
-from mffsr.photo import Photo, output_metadata, read_photo, with_depth
+from mffsr.photo import Photo, Pixels, output_metadata, read_photo, with_depth
 from mffsr.photo.align import Registration, common_field, register_bracket, warp
 from mffsr.render import Rendered, enlarge_plane, render
 
@@ -259,7 +259,9 @@ def _resample(
         for frame, registration in zip(frames, registrations, strict=True)
     ]
     planes = [
-        np.ascontiguousarray(warp(plane[:, :, None], replace(registration, gain=(1.0,)), size, crop=crop)[:, :, 0])
+        np.ascontiguousarray(
+            warp(plane[:, :, None], replace(registration, gain=(1.0,)), size, crop=crop)[:, :, 0]
+        )
         for plane, registration in zip(planes, registrations, strict=False)
     ]
     return frames, planes
@@ -277,7 +279,9 @@ def plan_tiles(runtime: Runtime, model: JointModel, shape: tuple[int, ...], tile
         return Plan(focus=tile, render=tile)
     whole = max(shape[:2])
     width = 2 if runtime.dtype != torch.float32 else 4
-    pictures = shape[0] * shape[1] * (model.scale**2 * shape[2] * 2 + 16) if runtime.device.type == "cpu" else 0
+    pictures = (
+        shape[0] * shape[1] * (model.scale**2 * shape[2] * 2 + 16) if runtime.device.type == "cpu" else 0
+    )
     budget = runtime.memory - pictures
 
     def side(bytes_per_pixel: int, halo: int) -> int:

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mffsr.device import Runtime
 from mffsr.errors import MffsrError
-from mffsr.focus_map import Labels, Pixels, to_tensor
+from mffsr.focus_map import Labels, to_tensor
 from mffsr.model import JointModel
 from mffsr.model.joint import soft_transition
+from mffsr.photo import Pixels
 from mffsr.tiles import Tile, tiles
 
 __all__ = ["SOFT_REACH", "Rendered", "enlarge_plane", "render"]
@@ -44,8 +44,8 @@ def render(
 ) -> Rendered:
     """Return the all-in-focus picture at the model's scale, `depth` 8 or 16 bits a channel.
 
-    A source's SRN runs only on tiles where the source wins somewhere (`gate`): elsewhere its mask is zero and it
-    adds nothing, so the result is the same. `tile` is the side of a tile's core in source pixels.
+    A source's SRN runs only on tiles where the source wins somewhere (`gate`): elsewhere its mask is zero
+    and it adds nothing, so the result is the same. `tile` is the side of a tile's core in source pixels.
     """
     height, width = frames[0].shape[:2]
     scale, channels = model.scale, frames[0].shape[2]
@@ -55,7 +55,7 @@ def render(
     plan = list(tiles(height, width, tile, reach))
     run = 0
     for done, part in enumerate(plan, 1):
-        sources = _needed(labels, part) if gate else np.arange(len(frames))
+        sources = _needed(labels, part) if gate else list(range(len(frames)))
         run += len(sources)
         core = _render_tile(model, [frames[i] for i in sources], sources, labels, part, runtime)
         rows, columns = (slice(s.start * scale, s.stop * scale) for s in part.core)
@@ -64,17 +64,17 @@ def render(
     return Rendered(out, run, len(plan) * len(frames))
 
 
-def _needed(labels: Labels, part: Tile) -> NDArray[np.uint16]:
+def _needed(labels: Labels, part: Tile) -> list[int]:
     """Return the frames whose mask is not zero within the decoder's reach of a tile's core."""
     margin = SOFT_REACH + DECODER_REACH
     rows, columns = (slice(max(0, s.start - margin), s.stop + margin) for s in part.core)
-    return np.unique(labels[rows, columns])
+    return [int(label) for label in np.unique(labels[rows, columns])]
 
 
 def _render_tile(
     model: JointModel,
     frames: Sequence[Pixels],
-    sources: NDArray[np.uint16],
+    sources: Sequence[int],
     labels: Labels,
     part: Tile,
     runtime: Runtime,
@@ -100,7 +100,8 @@ def _to_pixels(image: torch.Tensor, dtype: type[np.uint8 | np.uint16], channels:
     """Round an image (1, 3, h, w) to integers; one channel is the mean of the three."""
     if not bool(torch.isfinite(image).all()):
         raise MffsrError(
-            "the picture is not finite: damaged weights, or a precision too low for them\ntry --precision fp32"
+            "the picture is not finite: damaged weights, or a precision too low for them\n"
+            "try --precision fp32"
         )
     if channels == 1:
         image = image.mean(1, keepdim=True)
@@ -111,9 +112,8 @@ def _to_pixels(image: torch.Tensor, dtype: type[np.uint8 | np.uint16], channels:
 
 def enlarge_plane(planes: Sequence[Pixels], labels: Labels, scale: int) -> Pixels:
     """Return the fused and enlarged alpha of a bracket: planes (H, W), each where its frame wins, bicubic."""
-    fused = np.choose(labels, planes) if len(planes) <= 32 else np.take_along_axis(np.stack(planes), labels[None], 0)[0]
+    fused = np.take_along_axis(np.stack(planes), labels[None].astype(np.intp), 0)[0]
     if scale == 1:
         return np.ascontiguousarray(fused)
     size = (fused.shape[1] * scale, fused.shape[0] * scale)
-    enlarged: Pixels = cv2.resize(fused, size, interpolation=cv2.INTER_CUBIC)
-    return enlarged
+    return cv2.resize(fused, size, interpolation=cv2.INTER_CUBIC).astype(fused.dtype)

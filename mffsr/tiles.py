@@ -1,8 +1,8 @@
 """Tiles of a large image as plain integers.
 
-An image is cut into *cores* that meet without overlap. Each core is computed from its *outer* rectangle: the
-core and a halo around it, clipped to the image. Where the halo is at least the network's reach, a core's pixels
-are those of the whole image's result, so cores are simply put side by side; nothing is blended.
+An image is cut into *cores* that meet without overlap. Each core is computed from its *outer* rectangle:
+the core and a halo around it, clipped to the image. Where the halo is at least the network's reach, a core's
+pixels are those of the whole image's result, so cores are simply put side by side; nothing is blended.
 
 For example 100 pixels in tiles of 48 with a halo of 8:
 

@@ -1,6 +1,6 @@
 """What the user sees: messages and progress on stderr, results on stdout, exit codes.
 
-    0 all done · 1 something could not be done · 2 usage, or nothing to do · 130 Ctrl-C · 143 SIGTERM
+0 all done · 1 something could not be done · 2 usage, or nothing to do · 130 Ctrl-C · 143 SIGTERM
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Console:
         """Print the result on stdout: `data` as JSON with --json, else `text`."""
         out = json.dumps(data, ensure_ascii=False) if self.as_json else text
         try:
-            sys.stdout.write(out.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") + "\n")
+            sys.stdout.write(
+                out.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") + "\n"
+            )
             sys.stdout.flush()
         except BrokenPipeError:  # nobody listens; the work is done all the same
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -109,7 +111,8 @@ class Console:
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         )
-        with Progress(*columns, console=screen, expand=True) as self._live:
+        with Progress(*columns, console=screen, expand=True) as live:
+            self._live = live
             try:
                 yield
             finally:

@@ -77,7 +77,9 @@ def _weights() -> list[Finding]:
     folder = weights_folder()
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        return [Finding("weights", False, f"none in {folder}", "install mffsr again: the weights come with it")]
+        return [
+            Finding("weights", False, f"none in {folder}", "install mffsr again: the weights come with it")
+        ]
     findings = []
     for path in files:
         try:
@@ -97,7 +99,9 @@ def _codecs() -> list[Finding]:
     raw = importlib.util.find_spec("rawpy") is not None
     heif = importlib.util.find_spec("pillow_heif") is not None
     return [
-        Finding("WebP", webp, "yes" if webp else "no", "" if webp else "pip install --force-reinstall pillow"),
+        Finding(
+            "WebP", webp, "yes" if webp else "no", "" if webp else "pip install --force-reinstall pillow"
+        ),
         Finding("camera RAW", raw, "yes" if raw else "no", "" if raw else "pip install rawpy"),
         Finding("HEIC", True, "yes" if heif else "no (optional: pip install 'mffsr[heic]')"),
     ]

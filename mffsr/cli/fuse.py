@@ -65,12 +65,18 @@ def fuse(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Where to write; the extension gives the format.  [FIRST-fused-xS]"),
+        typer.Option(
+            "-o", "--output", help="Where to write; the extension gives the format.  [FIRST-fused-xS]"
+        ),
     ] = None,
-    scale: Annotated[int, typer.Option("-s", "--scale", min=1, max=4, help="Enlargement; 1 = fusion alone.")] = 2,
+    scale: Annotated[
+        int, typer.Option("-s", "--scale", min=1, max=4, help="Enlargement; 1 = fusion alone.")
+    ] = 2,
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    weights: Annotated[str, typer.Option(help="Name of a bundled set, a weight file or a folder of them.")] = "photo",
+    weights: Annotated[
+        str, typer.Option(help="Name of a bundled set, a weight file or a folder of them.")
+    ] = "photo",
     tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels.")] = "auto",
     max_memory: Annotated[str, typer.Option(help="Most memory to use, such as 4G.  [what is free]")] = "",
     align: Annotated[bool, typer.Option("--align/--no-align", help="Register the photos first.")] = True,
@@ -81,7 +87,9 @@ def fuse(
     ] = None,
     on_exists: Annotated[OnExists, typer.Option(help="What to do where the output exists.")] = OnExists.error,
     force: Annotated[bool, typer.Option("-f", "--force", help="Same as --on-exists overwrite.")] = False,
-    dry_run: Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would be done, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("-n", "--dry-run", help="Say what would be done, and stop.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No messages, only errors.")] = False,
     debug: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -94,8 +102,6 @@ def fuse(
         job = prepare(paths, output, scale, depth, OnExists.overwrite if force else on_exists, console)
         if focus_map is not None:
             _check_focus_map(focus_map, paths, job)
-        if job is None:
-            return
         tile_size = _tile(tile)
         memory = _memory(max_memory)
         width, height = job.size
@@ -178,7 +184,9 @@ def prepare(
     size = (first.width * scale, first.height * scale)
     for path in paths:
         if os.path.exists(target) and os.path.samefile(target, path):
-            raise UsageError(f"{target}: is one of the inputs, which are never overwritten\nchoose another -o")
+            raise UsageError(
+                f"{target}: is one of the inputs, which are never overwritten\nchoose another -o"
+            )
     if os.path.lexists(target) and on_exists is OnExists.rename:
         target = _free_name(target)
     if os.path.lexists(target) and on_exists is OnExists.skip:
@@ -189,9 +197,13 @@ def prepare(
     able = supported_depth(target)
     bits = int(depth.value) if depth is not Depth.auto else min(deepest, able)
     if bits > able:
-        raise UsageError(f"{target}: this format holds {able} bits a channel, not {bits}\nwrite a TIFF or PNG")
+        raise UsageError(
+            f"{target}: this format holds {able} bits a channel, not {bits}\nwrite a TIFF or PNG"
+        )
     if depth is Depth.auto and deepest > able:
-        console.warning(f"{target.name}: 16-bit photos, but the format holds 8 bits; write a TIFF or PNG to keep them")
+        console.warning(
+            f"{target.name}: 16-bit photos, but the format holds 8 bits; write a TIFF or PNG to keep them"
+        )
     _check_disk(target, size, bits)
     return Job(
         photos=paths,
@@ -207,7 +219,11 @@ def _default_output(first: Path, scale: int, depth: int) -> Path:
     from mffsr.photo import OUTPUT_EXTENSIONS
 
     suffix = first.suffix.lower()
-    suffix = suffix if suffix in OUTPUT_EXTENSIONS and (depth == 8 or suffix in (".png", ".tif", ".tiff")) else ".tif"
+    suffix = (
+        suffix
+        if suffix in OUTPUT_EXTENSIONS and (depth == 8 or suffix in (".png", ".tif", ".tiff"))
+        else ".tif"
+    )
     return first.with_name(f"{first.stem}-fused-x{scale}{suffix}")
 
 
@@ -304,7 +320,14 @@ def _run(
     events = Events(progress=console.progress, message=console.message, warning=console.warning)
     with console.live():
         fusion = fuse_bracket(
-            photos, model, runtime, tile=tile, align=align, depth=job.depth, provenance=provenance, events=events
+            photos,
+            model,
+            runtime,
+            tile=tile,
+            align=align,
+            depth=job.depth,
+            provenance=provenance,
+            events=events,
         )
     for path, share in zip(job.photos, fusion.shares, strict=True):
         console.message(f"{path.name}: {share:.1%} of the picture")

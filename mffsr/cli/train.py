@@ -59,14 +59,22 @@ def train(
     validation: Annotated[
         Path | None, typer.Option("--val", help="Folder of photographs to validate on.  [a few of --data]")
     ] = None,
-    initial: Annotated[Path | None, typer.Option("--init", help="Start from these weights, of any scale.")] = None,
-    fapn: Annotated[Path | None, typer.Option(help="FAPN weights for the joint stage.  [the run's, or bundled]")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each stage.  [the paper-like schedule]")] = None,
+    initial: Annotated[
+        Path | None, typer.Option("--init", help="Start from these weights, of any scale.")
+    ] = None,
+    fapn: Annotated[
+        Path | None, typer.Option(help="FAPN weights for the joint stage.  [the run's, or bundled]")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of each stage.  [the paper-like schedule]")
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples a step.")] = None,
     patch: Annotated[int | None, typer.Option(min=16, help="Low-resolution pixels a side.")] = None,
     rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes; go on with --resume.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after so many minutes; go on with --resume.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on where the run in --out stopped, exactly.")] = False,
     validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 1000,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 250,
@@ -76,7 +84,9 @@ def train(
     geb: Annotated[bool, typer.Option(help="Table II: gradient embedding.")] = True,
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    preview: Annotated[int, typer.Option(min=0, help="Write N synthetic brackets as a contact sheet, and stop.")] = 0,
+    preview: Annotated[
+        int, typer.Option(min=0, help="Write N synthetic brackets as a contact sheet, and stop.")
+    ] = 0,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No messages, only errors.")] = False,
     debug: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
@@ -91,7 +101,9 @@ def train(
 
         wanted = [s for s in STAGES if which is Which.all or s.name == which.value]
         stages = [
-            shorten(s, steps=steps, batch=batch, patch=patch, rate=rate, warmup=min(s.warmup, steps or s.warmup))
+            shorten(
+                s, steps=steps, batch=batch, patch=patch, rate=rate, warmup=min(s.warmup, steps or s.warmup)
+            )
             for s in wanted
         ]
         runtime = choose(device, precision)
@@ -168,7 +180,9 @@ def _locked(run: Path) -> Iterator[None]:
         pass
     except OSError:
         lock.close()
-        raise TrainingError(f"{run}: another training is running in this folder\nchoose another --out") from None
+        raise TrainingError(
+            f"{run}: another training is running in this folder\nchoose another --out"
+        ) from None
     with lock:
         yield
 
@@ -206,7 +220,9 @@ def _initial(stage: Stage, given: Path | None, run: Path, scale: int, which: Whi
     own = run / f"x{scale}.safetensors"
     if stage.name == "joint" and (which is Which.all or given is None):
         if not own.exists():
-            raise UsageError(f"{own}: the joint stage starts from trained SRN weights\ntrain srn first, or use --init")
+            raise UsageError(
+                f"{own}: the joint stage starts from trained SRN weights\ntrain srn first, or use --init"
+            )
         return own
     return None if stage.name == "fapn" and which is Which.all else given
 

@@ -7,6 +7,8 @@ known radius only, and never on the size of the image. That is what makes tiling
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
 def conv_stack(widths: tuple[int, ...], kernel: int = 3) -> nn.Sequential:
     """Return convolutions widths[0]→widths[1]→… with a LeakyReLU after each."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         layers += [conv(inputs, outputs, kernel), nn.LeakyReLU(LEAK)]
     return nn.Sequential(*layers)
 

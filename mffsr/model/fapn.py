@@ -145,7 +145,11 @@ class FPM(nn.Module):
         half = width // 2
         self.conv3 = nn.Sequential(conv(12, half), nn.LeakyReLU(LEAK), conv(half, width))
         self.conv5 = nn.Sequential(
-            conv(12, half, 5), nn.LeakyReLU(LEAK), conv(half, width, 5), nn.LeakyReLU(LEAK), conv(width, width, 5)
+            conv(12, half, 5),
+            nn.LeakyReLU(LEAK),
+            conv(half, width, 5),
+            nn.LeakyReLU(LEAK),
+            conv(width, width, 5),
         )
         self.refine = nn.ModuleList(FR(width) for _ in range(blocks))
         self.decide = nn.Sequential(conv_stack((2 * width, half, 16, 16, 8)), conv(8, 2))

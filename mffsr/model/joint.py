@@ -89,7 +89,9 @@ class JointModel(nn.Module):
     def render(self, sources: Sequence[Tensor], masks: Tensor) -> Tensor:
         """Return the fused image (B, 3, s·h, s·w), float32; see `FN.forward` for the arguments."""
         if self.fn is None:
-            return torch.stack([m * s for m, s in zip(masks.float().split(1, 1), sources, strict=True)]).sum(0)
+            return torch.stack([m * s for m, s in zip(masks.float().split(1, 1), sources, strict=True)]).sum(
+                0
+            )
         out: Tensor = self.fn(sources, masks)
         return out
 

@@ -1,9 +1,9 @@
 """SRN, the super-resolution network: one photo (B, 3, h, w) in [0, 1] → features of its enlargement.
 
-    I ──────── conv ─ F^l ─┬─ SRB ×10 ─ global fusion ─ F^h ─┬─ attention (10) ─ deconv (11) ─ F^SRN ─┐
-                           │     ↑ embedded at every depth    │                                        ├─ F̄^SRN (12)
-    ∇I ─────── conv ───────┴─ GEB ×10 ───────────── ∇F^h ─────┘                        Resize(∇I) ────┘
-                                                                                             D1 (13) → I^HR
+    I ─ conv ─ F^l ─ SRB ×10 ─ global fusion ─ F^h ─┬─ attention (10) ─ deconv (11) ─ F^SRN ─┐
+                        ↑ embedded at every depth   │                          Resize(∇I) ───┴─ F̄^SRN (12)
+    ∇I ─ conv ─────── GEB ×10 ───────────────── ∇F^h ┘                                             ↓
+                                                                                     D1 (13) ─ I^HR
 
 Reference: section III-B of the paper, equations (10)–(13). Decoders return a residual: the enlarged photo
 is the bicubic enlargement plus D1 (or, of the fused features, plus D2).
@@ -130,7 +130,7 @@ class SRN(nn.Module):
         return SourceFeatures(torch.cat((up, resized), 1), enlarge(image, self.config.scale))  # (12)
 
     def _trunk(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return F^h and, with GEB, (∇F^h,): ten dense residual blocks of each branch and the global fusion."""
+        """Return F^h and, with GEB, (∇F^h,): the dense residual blocks of each branch and their fusion."""
         first, edge = x, self.gradient(gradient) if self.config.gradient_embedding else None
         total: Tensor | None = None
         for depth, block in enumerate(self.srb):

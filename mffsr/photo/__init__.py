@@ -1,7 +1,7 @@
 """Files ↔ pixels: nothing of torch."""
 
 from ._atomic import atomic_output
-from ._decoded import Header
+from ._decoded import Header, Pixels
 from .images import MAX_PIXELS, Photo, read_header, read_photo, with_depth
 from .metadata import XMP_NAMESPACE, OutputMetadata, output_metadata
 from .write import OUTPUT_EXTENSIONS, check_target, supported_depth, write_photo
@@ -13,6 +13,7 @@ __all__ = [
     "Header",
     "OutputMetadata",
     "Photo",
+    "Pixels",
     "atomic_output",
     "check_target",
     "output_metadata",

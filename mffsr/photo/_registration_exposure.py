@@ -11,7 +11,7 @@ from mffsr.photo._registration_solve import Matrix
 __all__ = ["exposure_gain"]
 
 BLUR = 6.0  # pixels of the thumbnail, whose longer side is 256: wider than any blur disc that matters
-USABLE = 0.99  # share of unclipped pixels behind a thumbnail pixel that takes part
+USABLE = 0.9  # share of unclipped pixels behind a thumbnail pixel that takes part
 SUPPORT = 0.5  # share of the blur window that takes part
 FEWEST = 16
 LIMIT = 16.0  # four stops

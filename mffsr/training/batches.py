@@ -110,7 +110,9 @@ def _blurs(
     return torch.from_numpy(kernels).to(device), torch.from_numpy(radii).to(device)
 
 
-def _bracket(photos: Photos, masks: Tensor, size: int, rngs: Sequence[Generator], scale: int) -> tuple[Tensor, Frames]:
+def _bracket(
+    photos: Photos, masks: Tensor, size: int, rngs: Sequence[Generator], scale: int
+) -> tuple[Tensor, Frames]:
     """Cut sharp patches of size + 2·MARGIN and photograph each twice; nothing is cut off yet."""
     outer = size + 2 * MARGIN
     image = photos.cut([photos.choose(outer, rng) for rng in rngs], outer)
@@ -171,7 +173,9 @@ def focus_batch(
         sigma = [float(rng.uniform(0, 0.02)) * (rng.random() < 0.5) for rng in rngs]
         frames.append(_compress(_noise(_inner(moved, MARGIN), sigma, rngs), 0.5, 75, rngs).clamp(0, 1))
     truth = (_inner(made.truth, MARGIN) == 0).float()
-    return FocusBatch(frames[0], frames[1], _inner(image, MARGIN), truth, _inner(made.decided, MARGIN).float())
+    return FocusBatch(
+        frames[0], frames[1], _inner(image, MARGIN), truth, _inner(made.decided, MARGIN).float()
+    )
 
 
 def reduce(image: Tensor, scale: int, kind: degrade.Degradation, rngs: Sequence[Generator]) -> Tensor:
@@ -216,7 +220,7 @@ def sr_batch(
     """
     rngs = generators(seed, step, samples)
     outer = (patch + 2 * LR_MARGIN) * scale
-    split = int(round(len(rngs) * (1 - defocused)))
+    split = round(len(rngs) * (1 - defocused))
     sharp, blurred = rngs[:split], rngs[split:]
     parts = []
     if sharp:
@@ -260,7 +264,9 @@ def validation_brackets(photos: Photos, masks: Tensor, patch: int, scale: int, i
     boundaries in turn; `sharp` is scale times as large. `truth` and `weight` are of low resolution.
     """
     rng = np.random.default_rng([12, index])
-    outer = min(patch * scale, *(min(p.shape[1:]) // 16 * 16 - 2 * MARGIN for p in photos.images)) // (16 * scale)
+    outer = min(patch * scale, *(min(p.shape[1:]) // 16 * 16 - 2 * MARGIN for p in photos.images)) // (
+        16 * scale
+    )
     outer = outer * 16 * scale + 2 * MARGIN
     chosen = index % len(photos)
     height, width = photos.images[chosen].shape[1:]
@@ -271,7 +277,9 @@ def validation_brackets(photos: Photos, masks: Tensor, patch: int, scale: int, i
     radii = torch.zeros(2, 3, 1)
     radii[0, 2], radii[1, 0] = (float(r) for r in np.minimum(rng.uniform(1, 6, 2) * scale, MARGIN - 2))
     disc = bool(rng.random() < 0.5)
-    kernels = np.stack([[[kernel(float(r), disc=disc, size=KERNEL) for r in row] for row in f] for f in radii])
+    kernels = np.stack(
+        [[[kernel(float(r), disc=disc, size=KERNEL) for r in row] for row in f] for f in radii]
+    )
     made = defocus(
         image,
         layers,

@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["DEGRADATIONS", "Degradation", "convolve", "jpeg", "reduce_antialiased", "reduce_area", "reduce_opencv", "shift"]
+__all__ = [
+    "DEGRADATIONS",
+    "Degradation",
+    "convolve",
+    "jpeg",
+    "reduce_antialiased",
+    "reduce_area",
+    "reduce_opencv",
+    "shift",
+]
 
 Degradation = Literal["photo", "clean", "paper"]
 DEGRADATIONS: tuple[Degradation, ...] = ("photo", "clean", "paper")
@@ -25,7 +34,7 @@ def reduce_antialiased(image: Tensor, scale: int) -> Tensor:
 
 
 def reduce_opencv(image: Tensor, scale: int) -> Tensor:
-    """Reduce by 1/scale with OpenCV's INTER_CUBIC (a = −0.75, no antialiasing): the paper's own degradation."""
+    """Reduce by 1/scale with OpenCV's INTER_CUBIC (a = −0.75, no antialiasing), as the paper does."""
     size = (image.shape[2] // scale, image.shape[3] // scale)
     return F.interpolate(image, size, mode="bicubic", align_corners=False)
 
@@ -49,7 +58,7 @@ def convolve(image: Tensor, kernels: Tensor) -> Tensor:
 
 
 def shift(image: Tensor, offsets: Tensor) -> Tensor:
-    """Shift each image by its own (dy, dx) pixels (B, 2), sub-pixel, without blur (a phase ramp; periodic)."""
+    """Shift each image by its own (dy, dx) pixels (B, 2), sub-pixel, without blur (phase ramp; periodic)."""
     height, width = image.shape[-2:]
     fy = torch.fft.fftfreq(height, device=image.device)[None, :, None]
     fx = torch.fft.rfftfreq(width, device=image.device)[None, None, :]
@@ -105,7 +114,9 @@ def jpeg(image: Tensor, quality: Tensor) -> Tensor:
     q = quality.to(image).clamp(1, 100)
     percent = torch.where(q < 50, 5000 / q, 200 - 2 * q)[:, None, None]
     luma, chroma = (
-        ((torch.tensor(t, device=image.device, dtype=torch.float32) * percent + 50) / 100).floor().clamp(1, 255)
+        ((torch.tensor(t, device=image.device, dtype=torch.float32) * percent + 50) / 100)
+        .floor()
+        .clamp(1, 255)
         for t in (_LUMA, _CHROMA)
     )
     r, g, b = (image.clamp(0, 1) * 255).round().split(1, 1)

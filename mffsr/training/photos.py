@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mffsr.errors import PhotoError, TrainingError
-from mffsr.photo import read_photo
+from mffsr.photo import read_photo, with_depth
 
 __all__ = ["Crop", "Photos", "find_photos", "load_photos", "sharp_blocks"]
 
@@ -57,7 +57,9 @@ def sharp_blocks(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 class Photos:
     """All training photographs of a folder on one device."""
 
-    def __init__(self, images: Sequence[Tensor], sharp: Sequence[NDArray[np.float32]], names: Sequence[str]) -> None:
+    def __init__(
+        self, images: Sequence[Tensor], sharp: Sequence[NDArray[np.float32]], names: Sequence[str]
+    ) -> None:
         self.images = list(images)  # (3, H, W) uint8 each
         self.sharp = list(sharp)
         self.names = list(names)
@@ -85,7 +87,8 @@ class Photos:
                 int(rng.integers(8)),
             )
             blocks = self.sharp[photo][
-                crop.top // BLOCK : -(-(crop.top + size) // BLOCK), crop.left // BLOCK : -(-(crop.left + size) // BLOCK)
+                crop.top // BLOCK : -(-(crop.top + size) // BLOCK),
+                crop.left // BLOCK : -(-(crop.left + size) // BLOCK),
             ]
             share = float(blocks.mean()) if blocks.size else 0.0
             if share > best_share:
@@ -129,12 +132,10 @@ def load_photos(
             photo = read_photo(path)
         except PhotoError as error:
             return str(error)
-        pixels = photo.pixels
-        if min(pixels.shape[:2]) < smallest:
-            width, height = photo.size
+        width, height = photo.size
+        if min(width, height) < smallest:
             return f"{path}: {width}×{height}, training needs at least {smallest}×{smallest}"
-        if pixels.dtype == np.uint16:
-            pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        pixels = with_depth(photo, 8).pixels.astype(np.uint8, copy=False)
         pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
         planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         if progress:

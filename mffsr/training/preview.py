@@ -18,12 +18,14 @@ GAP = 4
 
 
 def write_preview(photos: Photos, path: Path, count: int, seed: int, patch: int = 160) -> Path:
-    """Write `count` rows of frame 1, frame 2, the sharp image and the truth (gray: undecided); return the path."""
+    """Write `count` rows of frame 1, frame 2, the sharp image and the truth (gray: undecided)."""
     smallest = min(min(image.shape[1:]) for image in photos.images)
     patch = min(patch, smallest - 2 * MARGIN)
     masks = torch.from_numpy(mask_bank(64, 256, np.random.default_rng([seed, 4]))).to(photos.images[0].device)
     batch = focus_batch(photos, masks, patch, seed, 0, range(count))
-    truth = torch.where(batch.weight > 0, batch.truth, torch.full_like(batch.truth, 0.5)).expand(-1, 3, -1, -1)
+    truth = torch.where(batch.weight > 0, batch.truth, torch.full_like(batch.truth, 0.5)).expand(
+        -1, 3, -1, -1
+    )
     columns = (batch.image1, batch.image2, batch.sharp, truth)
     sheet = np.full((count * (patch + GAP) - GAP, 4 * (patch + GAP) - GAP, 3), 128, np.uint8)
     for row in range(count):

@@ -41,7 +41,11 @@ class Average:
 
 
 def save_state(
-    path: Path, network: nn.Module, average: Average, optimizer: torch.optim.Optimizer, info: Mapping[str, object]
+    path: Path,
+    network: nn.Module,
+    average: Average,
+    optimizer: torch.optim.Optimizer,
+    info: Mapping[str, object],
 ) -> None:
     """Write the state; the file on disk is at any moment the old state or the new one."""
     tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in network.state_dict().items()}

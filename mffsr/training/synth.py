@@ -140,7 +140,9 @@ def _draw(mask: Mask, rng: Generator) -> None:
         mask[x * np.cos(angle) + y * np.sin(angle) > rng.uniform(-size / 4, size / 4)] = 255
     elif kind == 1:  # things with straight sides
         for _ in range(int(rng.integers(1, 4))):
-            corners = rng.integers(0, size, 2) + rng.uniform(-size / 2, size / 2, (int(rng.integers(3, 7)), 2))
+            corners = rng.integers(0, size, 2) + rng.uniform(
+                -size / 2, size / 2, (int(rng.integers(3, 7)), 2)
+            )
             cv2.fillPoly(mask, [cv2.convexHull(corners.astype(np.int32))], 255)
     else:  # branches, antennae
         for _ in range(int(rng.integers(2, 6))):

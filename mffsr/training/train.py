@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class RunOptions:
     scale: int
     degradation: Degradation = "photo"
     seed: int = 0
-    fapn: FapnConfig = FapnConfig()
+    fapn: FapnConfig = field(default_factory=FapnConfig)
     gradient_embedding: bool = True
     shallow_deep: bool = True
 
@@ -176,9 +176,9 @@ class _Trainer:
         self.network: FAPN | FN = FAPN(options.fapn) if stage.name == "fapn" else FN(options.srn)
         if initial is not None:
             _warm_start(self.network, initial)
-        if isinstance(self.network, FN) and stage.name == "joint":
-            if initial is None or load(initial).header.get("stage") != "joint":
-                self.network.d2.load_state_dict(self.network.srn.d1.state_dict())
+        begun = initial is not None and load(initial).header.get("stage") == "joint"
+        if isinstance(self.network, FN) and stage.name == "joint" and not begun:
+            self.network.d2.load_state_dict(self.network.srn.d1.state_dict())
         self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         trained = self.network.srn if stage.name == "srn" and isinstance(self.network, FN) else self.network
         self.parameters = [p for p in trained.parameters() if p.requires_grad]
@@ -187,7 +187,9 @@ class _Trainer:
         self.guide: FAPN | None = None
         if stage.name == "joint":
             if fapn is None:
-                raise TrainingError("the joint stage needs a trained FAPN: train it first, or name its weights")
+                raise TrainingError(
+                    "the joint stage needs a trained FAPN: train it first, or name its weights"
+                )
             guide = load(fapn, kind="fapn").network
             if not isinstance(guide, FAPN):
                 raise TypeError(type(guide))
@@ -207,7 +209,14 @@ class _Trainer:
                 return focus_batch(self.photos, self.masks, stage.patch, options.seed, step, samples)
             make = sr_batch if stage.name == "srn" else fusion_batch
             return make(
-                self.photos, self.masks, stage.patch, options.scale, options.degradation, options.seed, step, samples
+                self.photos,
+                self.masks,
+                stage.patch,
+                options.scale,
+                options.degradation,
+                options.seed,
+                step,
+                samples,
             )
 
     def step(self, step: int, batch: Any) -> Tensor:
@@ -249,7 +258,9 @@ class _Trainer:
 
     def _share_gradients(self, loss: Tensor) -> Tensor:
         """Average gradients and loss over all processes."""
-        flat = torch.cat([p.grad.reshape(-1) for p in self.parameters if p.grad is not None] + [loss.reshape(1)])
+        flat = torch.cat(
+            [p.grad.reshape(-1) for p in self.parameters if p.grad is not None] + [loss.reshape(1)]
+        )
         torch.distributed.all_reduce(flat)
         flat /= self.processes.count
         at = 0
@@ -300,7 +311,13 @@ class _Trainer:
             writer = csv.writer(file)
             if new:
                 writer.writerow([*LOG_FIELDS, "scores"])
-            row = [report.step, f"{report.loss:.6f}", f"{report.rate:.3g}", f"{seconds:.2f}", f"{report.data_share:.3f}"]
+            row = [
+                report.step,
+                f"{report.loss:.6f}",
+                f"{report.rate:.3g}",
+                f"{seconds:.2f}",
+                f"{report.data_share:.3f}",
+            ]
             writer.writerow([*row, json.dumps({k: round(v, 4) for k, v in scores.items()}) if scores else ""])
 
     def save(self, step: int) -> None:
@@ -338,7 +355,9 @@ def _warm_start(network: FAPN | FN, path: Path) -> None:
     own = network.state_dict()
     fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
     if len(fitting) < len(own) // 2:
-        raise CheckpointError(f"{path}: only {len(fitting)} of {len(own)} tensors fit the network to be trained")
+        raise CheckpointError(
+            f"{path}: only {len(fitting)} of {len(own)} tensors fit the network to be trained"
+        )
     network.load_state_dict(own | fitting)
 
 

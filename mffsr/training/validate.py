@@ -67,7 +67,7 @@ def focus_scores(network: FAPN, photos: Photos, masks: Tensor, count: int) -> di
 
 @torch.inference_mode()
 def fusion_scores(fapn: FAPN, network: FN, photos: Photos, masks: Tensor, count: int) -> dict[str, float]:
-    """Return PSNR-Y of the fused enlargement, and of enlarging the all-in-focus photo itself (the ceiling)."""
+    """Return PSNR-Y of the fused enlargement, and of enlarging the all-in-focus photo (the ceiling)."""
     scale, fused, ceiling = network.config.scale, [], []
     for index in range(count):
         batch = validation_brackets(photos, masks, 256, scale, index)

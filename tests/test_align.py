@@ -1,0 +1,374 @@
+"""Registration: known transforms are found, foreign frames refused, pixels kept where nothing moved."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mffsr.errors import BracketError
+from mffsr.photo._registration_proxy import from_linear, to_linear
+from mffsr.photo.align import (
+    ForeignFrameError,
+    Registration,
+    common_field,
+    estimate,
+    match_exposure,
+    register_bracket,
+    warp,
+)
+
+WIDTH, HEIGHT = 320, 240
+MARGIN = 40
+
+
+def scene(seed: int, *, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    """Linear light, H×W×3, with structure at many scales and a margin all around."""
+    rng = np.random.default_rng(seed)
+    shape = (height + 2 * MARGIN, width + 2 * MARGIN, 3)
+    light = np.zeros(shape, np.float32)
+    for sigma in (1.5, 3, 6, 12, 24, 48):
+        layer = cv2.GaussianBlur(rng.standard_normal(shape).astype(np.float32), (0, 0), sigma)
+        light += layer / layer.std()
+    for _ in range(40):
+        x, y = rng.integers(0, shape[1]), rng.integers(0, shape[0])
+        w, h = rng.integers(5, 60, 2)
+        light[y : y + h, x : x + w] += rng.normal(0, 1.5, 3)
+    low, high = np.percentile(light, (0.5, 99.5))
+    return from_linear(np.clip((light - low) / (high - low), 0, 1)) * 0.55 + 0.05
+
+
+def transform(dx: float, dy: float, degrees: float = 0.0, scale: float = 1.0) -> np.ndarray:
+    """A similarity about the centre of the frame, reference pixels to frame pixels."""
+    centre = np.array([(WIDTH - 1) / 2, (HEIGHT - 1) / 2])
+    angle = np.deg2rad(degrees)
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = np.eye(3)
+    matrix[:2, :2] = turn
+    matrix[:2, 2] = centre + np.array([dx, dy]) - turn @ centre
+    return matrix
+
+
+def shoot(
+    light: np.ndarray,
+    matrix: np.ndarray | None = None,
+    *,
+    gain: float | tuple[float, ...] = 1.0,
+    near: bool | None = None,
+    noise: float = 0.0,
+    dtype: type = np.uint8,
+) -> np.ndarray:
+    """Photograph the scene: focused on the left (`near`), on the right, or everywhere (None)."""
+    if near is not None:
+        blurred = cv2.GaussianBlur(light, (0, 0), 2.5)
+        left = (np.arange(light.shape[1]) < light.shape[1] / 2)[None, :, None]
+        light = np.where(left == near, light, blurred)
+    place = np.array([[1, 0, MARGIN], [0, 1, MARGIN], [0, 0, 1]], float) @ np.linalg.inv(
+        np.eye(3) if matrix is None else matrix
+    )
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    seen = cv2.warpPerspective(light, place, (WIDTH, HEIGHT), flags=flags, borderMode=cv2.BORDER_REFLECT)
+    values = from_linear(np.clip(seen * np.float32(gain), 0, 1))
+    values = values + np.random.default_rng(1).normal(0, noise, values.shape)
+    top = np.iinfo(dtype).max
+    return np.clip(np.rint(values * top), 0, top).astype(dtype)
+
+
+def off_by(found: np.ndarray, truth: np.ndarray) -> float:
+    """Mean displacement between two matrices over the frame, pixels."""
+    x, y = np.meshgrid(np.linspace(0, WIDTH - 1, 15), np.linspace(0, HEIGHT - 1, 15))
+    points = np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
+    a, b = found @ points, truth @ points
+    return float(np.hypot(*(a[:2] / a[2] - b[:2] / b[2])).mean())
+
+
+LIGHT = scene(0)
+
+
+@pytest.mark.parametrize(
+    ("dx", "dy", "degrees", "scale"),
+    [(0.4, -0.3, 0.0, 1.0), (12.0, -15.0, 0.0, 1.0), (5.0, 3.0, 1.0, 1.04), (-8.5, 14.2, -1.0, 0.96)],
+)
+def test_a_known_misregistration_is_recovered(dx: float, dy: float, degrees: float, scale: float) -> None:
+    truth = transform(dx, dy, degrees, scale)
+    reference = shoot(LIGHT, near=True, noise=0.008)
+    frame = shoot(LIGHT, truth, near=False, noise=0.008, gain=1.2)
+    found = estimate(frame, reference)
+    assert off_by(found.matrix, truth) < 0.3
+    assert found.scale == pytest.approx(scale, abs=0.002)
+    assert found.rotation == pytest.approx(degrees, abs=0.1)
+    assert found.shift == pytest.approx((dx, dy), abs=0.3)
+    assert found.ecc > 0.9
+    assert found.residual < 0.5
+    assert np.array_equal(found.matrix[2], [0, 0, 1])
+    assert found.gain == pytest.approx((1 / 1.2,) * 3, rel=0.03)
+
+
+@settings(deadline=None, max_examples=8, derandomize=True)
+@given(
+    st.floats(-18, 18),
+    st.floats(-18, 18),
+    st.floats(-1, 1),
+    st.floats(0.96, 1.04),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_any_misregistration_within_the_promise_is_recovered(
+    dx: float, dy: float, degrees: float, scale: float, seed: int, near: bool
+) -> None:
+    light = scene(seed)
+    truth = transform(dx, dy, degrees, scale)
+    found = estimate(shoot(light, truth, near=not near), shoot(light, near=near))
+    assert off_by(found.matrix, truth) < 0.4
+
+
+def test_affine_and_homography_follow_what_a_similarity_cannot() -> None:
+    sheared = transform(3, -2, 0.3, 1.01) @ np.array([[1.01, 0.006, 0], [0.0, 0.995, 0], [0, 0, 1]])
+    tilted = sheared @ np.array([[1, 0, 0], [0, 1, 0], [3e-5, -2e-5, 1]])
+    reference = shoot(LIGHT)
+    assert off_by(estimate(shoot(LIGHT, sheared), reference, model="affine").matrix, sheared) < 0.1
+    tilt = estimate(shoot(LIGHT, tilted), reference, model="homography")
+    assert off_by(tilt.matrix, tilted) < 0.15
+    out = warp(shoot(LIGHT, tilted), tilt, (WIDTH, HEIGHT))
+    inner = np.s_[20:-20, 20:-20]
+    assert np.abs(out[inner].astype(int) - reference[inner]).mean() < 1.5
+
+
+def test_a_first_guess_reaches_further_than_features_of_a_smooth_scene() -> None:
+    smooth = cv2.GaussianBlur(LIGHT, (0, 0), 8)
+    truth = transform(30, 20)
+    found = estimate(shoot(smooth, truth), shoot(smooth), initial=transform(28, 22))
+    assert off_by(found.matrix, truth) < 0.3
+
+
+def test_frames_that_did_not_move_come_back_bit_for_bit() -> None:
+    reference, frame = shoot(LIGHT, near=True, noise=0.005), shoot(LIGHT, near=False, noise=0.005)
+    found = estimate(frame, reference)
+    assert found.is_identity
+    assert found.gain == (1.0, 1.0, 1.0)
+    assert np.array_equal(warp(frame, found, (WIDTH, HEIGHT)), frame)
+    assert np.array_equal(warp(frame, found, (WIDTH, HEIGHT), crop=(7, 9, 50, 40)), frame[9:49, 7:57])
+
+
+def test_white_balance_is_matched_in_linear_light() -> None:
+    gain = (0.8, 1.0, 1.25)
+    reference, frame = shoot(LIGHT, near=True), shoot(LIGHT, near=False, gain=gain)
+    found = match_exposure(frame, reference)
+    assert found == pytest.approx([1 / g for g in gain], rel=0.03)
+    matched = warp(frame, Registration(gain=found), (WIDTH, HEIGHT))
+    low = [to_linear(cv2.GaussianBlur(i.astype(np.float32) / 255, (0, 0), 15)) for i in (matched, reference)]
+    assert float(np.abs(low[0] / low[1] - 1).mean()) < 0.03
+
+
+def test_clipped_pixels_do_not_count_as_exposure() -> None:
+    reference = shoot(LIGHT * 1.4)
+    frame = shoot(LIGHT * 1.4, gain=1.5)
+    assert (frame == 255).mean() > 0.03
+    assert match_exposure(frame, reference) == pytest.approx((1 / 1.5,) * 3, rel=0.03)
+    white = np.full_like(frame, 255)
+    assert match_exposure(white, reference) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_warp_keeps_dtype_and_shape_and_clips(dtype: type, channels: int) -> None:
+    top = np.iinfo(dtype).max
+    frame = np.zeros((60, 80, channels), dtype)
+    frame[20:40, 20:60] = top  # an edge that Lanczos overshoots on both sides
+    moved = Registration(matrix=np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]), gain=(2.0,) * channels)
+    out = warp(frame, moved, (80, 60))
+    assert out.dtype == dtype
+    assert out.shape == frame.shape
+    assert out[25:35, 25:55].min() > 0.9 * top
+    assert out[:15].max() < 0.1 * top
+    assert warp(frame, moved, (80, 60), crop=(10, 5, 30, 20)).shape == (20, 30, channels)
+    assert np.array_equal(warp(frame, moved, (80, 60), crop=(10, 5, 30, 20)), out[5:25, 10:40])
+
+
+def test_a_16_bit_frame_keeps_its_16_bits() -> None:
+    frame = shoot(LIGHT, dtype=np.uint16)
+    moved = Registration(matrix=transform(0.5, 0.5), gain=(1.1, 1.0, 0.9))
+    assert len(np.unique(warp(frame, moved, (WIDTH, HEIGHT)))) > 5000
+    gained = warp(frame, Registration(gain=(1.1, 1.0, 0.9)), (WIDTH, HEIGHT))
+    assert np.array_equal(gained[..., 1], frame[..., 1])
+    expected = to_linear(frame[..., 0] / 65535.0) * 1.1
+    assert np.abs(to_linear(gained[..., 0] / 65535.0) - np.minimum(expected, 1)).max() < 1e-4
+
+
+def test_alpha_is_moved_but_not_brightened() -> None:
+    frame = np.dstack([shoot(LIGHT), np.full((HEIGHT, WIDTH), 200, np.uint8)])
+    out = warp(frame, Registration(matrix=transform(3.5, 1.5), gain=(1.3, 1.3, 1.3)), (WIDTH, HEIGHT))
+    assert out.shape == frame.shape
+    assert (out[..., 3] == 200).all()
+
+
+@pytest.mark.parametrize("empty", [np.uint8(0), np.uint8(255)])
+def test_an_empty_frame_is_refused_by_name(empty: np.uint8) -> None:
+    black = np.full((HEIGHT, WIDTH, 3), empty)
+    with pytest.raises(ForeignFrameError, match=r"^dark\.jpg is black or empty") as caught:
+        estimate(black, shoot(LIGHT), names=("first.jpg", "dark.jpg"))
+    assert caught.value.index == 1
+    assert isinstance(caught.value, BracketError)
+    noisy = np.random.default_rng(0).integers(0, 6, black.shape).astype(np.uint8)
+    with pytest.raises(ForeignFrameError):
+        estimate(noisy, shoot(LIGHT))
+
+
+@pytest.mark.parametrize("seed", [11, 12, 13, 14])
+def test_another_scene_is_refused_by_name(seed: int) -> None:
+    with pytest.raises(ForeignFrameError, match=r"^b\.jpg shows another scene than a\.jpg"):
+        estimate(shoot(scene(seed)), shoot(LIGHT), names=("a.jpg", "b.jpg"))
+
+
+def test_other_sizes_channels_and_arrays_are_refused() -> None:
+    reference = shoot(LIGHT)
+    with pytest.raises(ForeignFrameError, match="has 320×200 pixels, the reference 320×240"):
+        estimate(reference[:200], reference)
+    with pytest.raises(ForeignFrameError, match="grey"):
+        estimate(reference[..., :1], reference)
+    with pytest.raises(ValueError, match="uint8 or uint16"):
+        estimate(reference.astype(np.float32), reference)
+    with pytest.raises(ValueError, match="too small"):
+        estimate(reference[:8], reference[:8])
+    with pytest.raises(ValueError, match="unknown model"):
+        estimate(reference, reference, model="rigid")  # type: ignore[arg-type]
+
+
+def breathing(count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """A hand-held bracket: frames and their matrices in scene coordinates; the last sees least."""
+    matrices = [transform(1.5 * i, -0.8 * i, 0.05 * i, 1 + 0.006 * i) for i in range(count)]
+    gains = [1.0 + 0.04 * (i % 3) for i in range(count)]
+    frames = [
+        shoot(LIGHT, m, near=i < count // 2, gain=g)
+        for i, (m, g) in enumerate(zip(matrices, gains, strict=True))
+    ]
+    return frames, matrices
+
+
+def test_a_bracket_is_registered_to_its_smallest_field_of_view() -> None:
+    frames, matrices = breathing(6)
+    calls: list[int] = []
+    seen: list[tuple[int, int]] = []
+
+    def load(index: int) -> np.ndarray:
+        calls.append(index)
+        return frames[index]
+
+    found = register_bracket(load, 6, progress=lambda done, count: seen.append((done, count)))
+    assert sorted(calls) == list(range(6))  # every frame is read once
+    assert seen[-1] == (6, 6)
+    assert [r.index for r in found] == list(range(6))
+    assert {r.reference for r in found} == {5}
+    assert found[5].is_identity
+    scales = [r.scale for r in found]
+    assert scales == sorted(scales)
+    for r, matrix in zip(found, matrices, strict=True):
+        assert off_by(r.matrix, matrix @ np.linalg.inv(matrices[5])) < 0.3
+    x, y, w, h = common_field(found, (WIDTH, HEIGHT))
+    assert w > 0.85 * WIDTH
+    assert h > 0.85 * HEIGHT
+    aligned = [warp(f, r, (WIDTH, HEIGHT), crop=(x, y, w, h)) for f, r in zip(frames, found, strict=True)]
+    assert {a.shape for a in aligned} == {(h, w, 3)}
+    low = [cv2.GaussianBlur(a.astype(np.float32), (0, 0), 8) for a in aligned]
+    assert max(float(np.abs(a - low[5]).mean()) for a in low) < 1.5
+
+
+def test_a_bracket_is_registered_to_the_reference_asked_for() -> None:
+    frames, matrices = breathing(4)
+    found = register_bracket(frames.__getitem__, 4, reference=1)
+    assert {r.reference for r in found} == {1}
+    assert max(off_by(r.matrix, matrices[r.index] @ np.linalg.inv(matrices[1])) for r in found) < 0.3
+    with pytest.raises(ValueError, match="no frame 4 among 4"):
+        register_bracket(frames.__getitem__, 4, reference=4)
+
+
+@pytest.mark.parametrize("bad", [0, 2, 4])
+def test_a_foreign_frame_of_a_bracket_is_refused_or_left_out(bad: int) -> None:
+    frames, _ = breathing(5)
+    frames[bad] = shoot(scene(21)) if bad else np.zeros_like(frames[0])
+    names = [f"{i}.jpg" for i in range(5)]
+    with pytest.raises(ForeignFrameError, match=rf"^{bad}\.jpg") as caught:
+        register_bracket(frames.__getitem__, 5, names=names)
+    assert caught.value.index == bad
+    refused: list[ForeignFrameError] = []
+    kept = register_bracket(frames.__getitem__, 5, names=names, on_bad=refused.append)
+    assert [e.index for e in refused] == [bad]
+    assert [r.index for r in kept] == [i for i in range(5) if i != bad]
+
+
+def test_two_frames_of_different_scenes_are_refused_whatever_is_asked() -> None:
+    frames = [shoot(LIGHT), shoot(scene(22))]
+    with pytest.raises(ForeignFrameError, match="another scene"):
+        register_bracket(frames.__getitem__, 2, on_bad=lambda error: None)
+
+
+def test_one_frame_is_its_own_reference() -> None:
+    (only,) = register_bracket(lambda index: shoot(LIGHT), 1)
+    assert only.is_identity
+    assert common_field([only], (WIDTH, HEIGHT)) == (0, 0, WIDTH, HEIGHT)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(-30, 30), st.floats(-30, 30), st.floats(-2, 2), st.floats(0.9, 1.1)),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_the_common_field_lies_inside_every_frame(moves: list[tuple[float, float, float, float]]) -> None:
+    found = [Registration(matrix=transform(*move)) for move in moves]
+    x, y, w, h = common_field(found, (WIDTH, HEIGHT))
+    assert x >= 0
+    assert y >= 0
+    assert x + w <= WIDTH
+    assert y + h <= HEIGHT
+    corners = np.array([[x, y, 1], [x + w - 1, y, 1], [x, y + h - 1, 1], [x + w - 1, y + h - 1, 1]], float)
+    for registration in found:
+        moved = corners @ registration.matrix.T
+        assert (moved[:, :2] >= -1e-4).all()
+        assert (moved[:, :2] <= np.array([WIDTH - 1, HEIGHT - 1]) + 1e-4).all()
+
+
+def test_no_common_field_is_an_error() -> None:
+    with pytest.raises(BracketError, match="no field of view in common"):
+        common_field([Registration(matrix=transform(WIDTH + 5, 0))], (WIDTH, HEIGHT))
+
+
+def test_large_photos_are_registered_on_a_small_copy() -> None:
+    light = cv2.resize(LIGHT, None, fx=7, fy=7, interpolation=cv2.INTER_CUBIC)
+    reference = np.clip(from_linear(light) * 255, 0, 255).astype(np.uint8)
+    frame = np.roll(reference, (6, -9), axis=(0, 1))
+    assert reference.shape[0] * reference.shape[1] > 4_000_000
+    found = estimate(frame, reference)
+    assert found.shift == pytest.approx((-9, 6), abs=0.3)
+    assert replace(found, gain=(1.0,)).scale == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("number", [1, 7, 15, 22])
+def test_photographs_are_registered(number: int) -> None:
+    """The bar of the project on real texture: mean displacement at most 0.3 px, with blur, noise and JPEG."""
+    root = os.environ.get("MFFSR_DATA")
+    if not root:
+        pytest.skip("MFFSR_DATA is not set: no photographs")
+    photo = cv2.imread(str(Path(root) / "kodak24" / f"{number}.png"))
+    if photo is None:
+        pytest.skip(f"no kodak24/{number}.png in {root}")
+    light = to_linear(
+        cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)[: HEIGHT + 2 * MARGIN, : WIDTH + 2 * MARGIN] / 255.0
+    )
+    truth = transform(9.3, -14.1, 0.7, 0.97)
+    reference, frame = (
+        shoot(light, near=True, noise=0.006),
+        shoot(light, truth, near=False, noise=0.006, gain=1.2),
+    )
+    packed = cv2.imdecode(cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 88])[1], cv2.IMREAD_COLOR)
+    found = estimate(packed, reference)
+    assert off_by(found.matrix, truth) < 0.3
+    assert found.gain == pytest.approx((1 / 1.2,) * 3, rel=0.05)
