@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mffsr import __version__
-from mffsr.cli import doctor, fuse, train
+from mffsr.cli import doctor, evaluate, fuse, train
 
 __all__ = ["app", "main"]
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("fuse", epilog=EPILOG)(fuse.fuse)
 app.command("train", epilog=EPILOG)(train.train)
+app.command("eval", cls=evaluate.EvalCommand, epilog=EPILOG)(evaluate.evaluate)
 app.command("doctor", epilog=EPILOG)(doctor.doctor)
 
 

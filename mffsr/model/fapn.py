@@ -133,7 +133,7 @@ class FR(nn.Module):
 
     def forward(self, feature: Tensor, local: Tensor, glob: Tensor) -> Tensor:
         # Normalised in float32: half-precision statistics are rough, and on a CPU twice as slow to train.
-        refined = self.norm(torch.sigmoid(F.relu(self.conv(feature))).float())
+        refined = self.norm(torch.sigmoid(F.relu(self.conv(feature))).to(self.norm.weight.dtype))
         return torch.cat((refined.to(local.dtype) + local, glob), 1)  # (9)
 
 

@@ -16,8 +16,8 @@ from numpy.random import Generator
 from torch import Tensor
 
 from mffsr.training import degrade
-from mffsr.training.photos import Crop, Photos
-from mffsr.training.synth import Frames, defocus, kernel
+from mffsr.training.photos import Crop, Photos, upload
+from mffsr.training.synth import Frames, defocus, kernels
 
 __all__ = [
     "FocusBatch",
@@ -73,41 +73,63 @@ def _layers(masks: Tensor, size: int, rngs: Sequence[Generator]) -> Tensor:
     Layers sum to 1. In half of the samples the middle layer is empty: two depths, the paper's case.
     """
     count, side = masks.shape[0], masks.shape[-1]
-    planes = []
-    for rng in rngs:
-        pair = []
-        for _ in range(2):
+    cuts = np.empty((2, len(rngs), 4), np.int64)  # mask, top, left, side of the cut
+    tones = np.empty((2, len(rngs), 2), np.float32)  # contrast, inverted
+    three = np.empty(len(rngs), np.bool_)
+    for b, rng in enumerate(rngs):
+        for layer in range(2):
             cut = int(rng.integers(side // 3, side + 1))
             top, left = rng.integers(0, side - cut + 1, 2)
-            mask = masks[int(rng.integers(count)), top : top + cut, left : left + cut].float() / 255
-            mask = F.interpolate(mask[None, None], (size, size), mode="bilinear", align_corners=False)[0, 0]
-            mask = ((mask - 0.5) * float(rng.uniform(1.5, 6)) + 0.5).clamp(0, 1)
-            pair.append(1 - mask if rng.random() < 0.5 else mask)
-        near, middle = pair
-        middle = middle * (1 - near) if rng.random() < 0.4 else torch.zeros_like(near)
-        planes.append(torch.stack((near, middle, 1 - near - middle)))
-    return torch.stack(planes)
+            cuts[layer, b] = int(rng.integers(count)), top, left, cut
+            tones[layer, b] = rng.uniform(1.5, 6), rng.random() < 0.5
+        three[b] = rng.random() < 0.4
+    device = masks.device
+    contrast, inverted = upload(tones, device)[..., None, None].unbind(2)
+    planes = ((_zoom(masks, upload(cuts, device), size) - 0.5) * contrast + 0.5).clamp(0, 1)
+    near, middle = torch.where(inverted > 0, 1 - planes, planes)
+    middle = middle * (1 - near) * upload(three, device)[:, None, None]
+    return torch.stack((near, middle, 1 - near - middle), 1)
+
+
+def _zoom(masks: Tensor, cuts: Tensor, size: int) -> Tensor:
+    """Cut squares (mask, top, left, side) (..., 4) out of masks (M, S, S) and scale them to (..., size, size).
+
+    Bilinear, as `F.interpolate` does it, but of squares of many sizes at once.
+    """
+    whole = masks.shape[-1]
+    mask, top, left, side = cuts[..., None].unbind(-2)  # (..., 1) each
+    place = (torch.arange(size, device=masks.device) + 0.5) * (side.float() / size) - 0.5
+    place = place.clamp_min(0)
+    first = place.long()
+    share = place - first
+    second = torch.minimum(first + 1, side - 1)
+    flat = masks.reshape(-1)
+
+    def line(row: Tensor) -> Tensor:
+        start = (mask * whole + top + row)[..., None] * whole + left[..., None]
+        a, b = (flat[start + column[..., None, :]].float() for column in (first, second))
+        return a + (b - a) * share[..., None, :]
+
+    upper, lower = line(first), line(second)
+    return (upper + (lower - upper) * share[..., None]) / 255
 
 
 def _blurs(
     rngs: Sequence[Generator], scale: float, device: torch.device, largest: float = 7.0
 ) -> tuple[Tensor, Tensor]:
     """Draw the kernels (2, 3, B, k, k) and radii (2, 3, B) of two frames and three layers."""
-    kernels = np.empty((2, 3, len(rngs), KERNEL, KERNEL), np.float32)
     radii = np.zeros((2, 3, len(rngs)), np.float32)
+    disc = np.empty(len(rngs), np.bool_)
     for b, rng in enumerate(rngs):
-        disc = rng.random() < 0.6
+        disc[b] = rng.random() < 0.6
         far, near = np.exp(rng.uniform(np.log(0.8), np.log(largest), 2)) * scale
         if rng.random() < 0.5:  # frame 1 is focused on the nearest layer
             radii[:, 0, b], radii[:, 2, b] = (0, near), (far, 0)
         else:
             radii[:, 0, b], radii[:, 2, b] = (near, 0), (0, far)
         radii[:, 1, b] = rng.uniform(0, [far, near]) if rng.random() < 0.7 else rng.permutation([0, near])
-        radii[:, :, b] = np.minimum(radii[:, :, b], MARGIN - 2)
-        for n in range(2):
-            for layer in range(3):
-                kernels[n, layer, b] = kernel(float(radii[n, layer, b]), disc=disc, size=KERNEL)
-    return torch.from_numpy(kernels).to(device), torch.from_numpy(radii).to(device)
+    drawn = upload(np.minimum(radii, MARGIN - 2), device)
+    return kernels(drawn, upload(disc, device), KERNEL), drawn
 
 
 def _bracket(
@@ -117,9 +139,9 @@ def _bracket(
     outer = size + 2 * MARGIN
     image = photos.cut([photos.choose(outer, rng) for rng in rngs], outer)
     layers = _layers(masks, outer, rngs)
-    kernels, radii = _blurs(rngs, scale, image.device)
-    matte = torch.tensor([rng.random() < 0.5 for rng in rngs], device=image.device)
-    return image, defocus(image, layers, kernels, radii, matte)
+    blurs, radii = _blurs(rngs, scale, image.device)
+    matte = upload(np.array([rng.random() < 0.5 for rng in rngs]), image.device)
+    return image, defocus(image, layers, blurs, radii, matte)
 
 
 def _inner(x: Tensor, margin: int) -> Tensor:
@@ -141,8 +163,8 @@ def _compress(x: Tensor, share: float, lowest: int, rngs: Sequence[Generator]) -
     chosen = [b for b, rng in enumerate(rngs) if rng.random() < share]
     if not chosen:
         return x
-    quality = torch.tensor([float(rngs[b].uniform(lowest, 100)) for b in chosen], device=x.device)
-    index = torch.tensor(chosen, device=x.device)
+    quality = upload(np.array([rngs[b].uniform(lowest, 100) for b in chosen], np.float32), x.device)
+    index = upload(np.array(chosen, np.int64), x.device)
     height, width = x.shape[-2:]
     padded = F.pad(x[index], (0, -width % 16, 0, -height % 16), mode="replicate")
     return x.index_copy(0, index, degrade.jpeg(padded, quality)[:, :, :height, :width])
@@ -168,8 +190,8 @@ def focus_batch(
             ],
             np.float32,
         )
-        moved = degrade.shift(frame, torch.from_numpy(offsets).to(frame.device))
-        moved = moved * torch.from_numpy(gains).to(frame.device)[:, :, None, None]
+        moved = degrade.shift(frame, upload(offsets, frame.device))
+        moved = moved * upload(gains, frame.device)[:, :, None, None]
         sigma = [float(rng.uniform(0, 0.02)) * (rng.random() < 0.5) for rng in rngs]
         frames.append(_compress(_noise(_inner(moved, MARGIN), sigma, rngs), 0.5, 75, rngs).clamp(0, 1))
     truth = (_inner(made.truth, MARGIN) == 0).float()
@@ -189,14 +211,14 @@ def reduce(image: Tensor, scale: int, kind: degrade.Degradation, rngs: Sequence[
         return (degrade.reduce_opencv(image, scale).clamp(0, 1) * 255).round() / 255
     if kind == "clean":
         return (degrade.reduce_antialiased(image, scale).clamp(0, 1) * 255).round() / 255
-    blur = np.array([rng.uniform(0.2, 0.45) * scale * (rng.random() < 0.15) for rng in rngs])
+    blur = np.array([rng.uniform(0.2, 0.45) * scale * (rng.random() < 0.15) for rng in rngs], np.float32)
     if blur.any():
-        side = 4 * scale + 1
-        kernels = np.stack([kernel(2 * float(sigma), disc=False, size=side) for sigma in blur])
-        image = degrade.convolve(image, torch.from_numpy(kernels).to(image.device))
+        radii = upload(2 * blur, image.device)
+        blurs = kernels(radii, torch.zeros_like(radii, dtype=torch.bool), 4 * scale + 1)
+        image = degrade.convolve(image, blurs)
     low = degrade.reduce_antialiased(image, scale)
-    area = torch.tensor([rng.random() < 0.15 for rng in rngs], device=image.device)[:, None, None, None]
-    low = torch.where(area, degrade.reduce_area(image, scale), low)
+    area = upload(np.array([rng.random() < 0.15 for rng in rngs]), image.device)
+    low = torch.where(area[:, None, None, None], degrade.reduce_area(image, scale), low)
     low = _noise(low, [float(rng.uniform(0, 0.01)) * (rng.random() < 0.15) for rng in rngs], rngs)
     low = (low.clamp(0, 1) * 255).round() / 255
     return _compress(low, 0.15, 80, rngs)
@@ -211,16 +233,20 @@ def sr_batch(
     seed: int,
     step: int,
     samples: Sequence[int],
+    *,
+    total: int | None = None,
     defocused: float = 0.125,
 ) -> SuperResolutionBatch:
     """Return low-resolution patches (p×p) and their truth; a share `defocused` is a frame of a bracket.
 
     Sources of a bracket are partly blurred, and their enlargement should be blurred alike; sharp
-    detail is what there is to learn, so most patches are sharp.
+    detail is what there is to learn, so most patches are sharp. The blurred ones are the last of the step's
+    `total` samples (by default: these are all), whichever process makes them; `samples` are ascending.
     """
     rngs = generators(seed, step, samples)
     outer = (patch + 2 * LR_MARGIN) * scale
-    split = round(len(rngs) * (1 - defocused))
+    first_blurred = round((total or len(rngs)) * (1 - defocused))
+    split = sum(sample < first_blurred for sample in samples)
     sharp, blurred = rngs[:split], rngs[split:]
     parts = []
     if sharp:
@@ -277,13 +303,10 @@ def validation_brackets(photos: Photos, masks: Tensor, patch: int, scale: int, i
     radii = torch.zeros(2, 3, 1)
     radii[0, 2], radii[1, 0] = (float(r) for r in np.minimum(rng.uniform(1, 6, 2) * scale, MARGIN - 2))
     disc = bool(rng.random() < 0.5)
-    kernels = np.stack(
-        [[[kernel(float(r), disc=disc, size=KERNEL) for r in row] for row in f] for f in radii]
-    )
     made = defocus(
         image,
         layers,
-        torch.from_numpy(kernels).to(image.device),
+        kernels(radii, torch.tensor(disc), KERNEL).to(image.device),
         radii.to(image.device),
         torch.tensor([index % 2 == 1], device=image.device),
     )

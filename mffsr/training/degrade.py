@@ -6,6 +6,7 @@ function of its arguments: what is random is drawn by the caller (`mffsr.trainin
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -86,17 +87,24 @@ _CHROMA = [
 ]
 
 
-def _dct_matrix(device: torch.device) -> Tensor:
-    n = torch.arange(8, device=device, dtype=torch.float32)
-    matrix = torch.cos((2 * n[None] + 1) * n[:, None] * torch.pi / 16) / 2
-    matrix[0] /= 2**0.5
-    return matrix
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the DCT matrix and both quantisation tables, (8, 8) each; copied to a device once only.
+
+    A copy from the host would stop a GPU until it has arrived.
+    """
+    with torch.inference_mode(False):
+        n = torch.arange(8, dtype=torch.float32)
+        matrix = torch.cos((2 * n[None] + 1) * n[:, None] * torch.pi / 16) / 2
+        matrix[0] /= 2**0.5
+        luma, chroma = (torch.tensor(table, dtype=torch.float32) for table in (_LUMA, _CHROMA))
+        return matrix.to(device), luma.to(device), chroma.to(device)
 
 
 def _quantise(plane: Tensor, table: Tensor) -> Tensor:
     """DCT, quantise and restore planes (B, C, H, W), multiples of 8, by tables (B, 8, 8); values around 0."""
     batch, channels, height, width = plane.shape
-    dct = _dct_matrix(plane.device)
+    dct = _constants(plane.device)[0]
     blocks = plane.reshape(batch, channels, height // 8, 8, width // 8, 8).transpose(3, 4)
     steps = table[:, None, None, None]
     blocks = torch.round(dct @ blocks @ dct.T / steps) * steps
@@ -114,10 +122,7 @@ def jpeg(image: Tensor, quality: Tensor) -> Tensor:
     q = quality.to(image).clamp(1, 100)
     percent = torch.where(q < 50, 5000 / q, 200 - 2 * q)[:, None, None]
     luma, chroma = (
-        ((torch.tensor(t, device=image.device, dtype=torch.float32) * percent + 50) / 100)
-        .floor()
-        .clamp(1, 255)
-        for t in (_LUMA, _CHROMA)
+        ((table * percent + 50) / 100).floor().clamp(1, 255) for table in _constants(image.device)[1:]
     )
     r, g, b = (image.clamp(0, 1) * 255).round().split(1, 1)
     y = 0.299 * r + 0.587 * g + 0.114 * b

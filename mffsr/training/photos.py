@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,13 +15,20 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mffsr.errors import PhotoError, TrainingError
+from mffsr.errors import PhotoError, TrainingError, UsageError
 from mffsr.photo import read_photo, with_depth
 
-__all__ = ["Crop", "Photos", "find_photos", "load_photos", "sharp_blocks"]
+__all__ = ["Crop", "Photos", "find_photos", "hold_out", "load_photos", "sharp_blocks", "upload"]
 
 BLOCK = 32  # side of the blocks whose sharpness is judged, pixels
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
+FEWEST = 2  # photographs a folder must hold: one to train on, one to validate on
+_TURNS = (  # of a square of side n + 1: (row, column) = n·a + i·b + j·c for the pixel (i, j) of the turned one
+    ((0, 1, 0), (0, 0, 1)),
+    ((0, 0, 1), (1, -1, 0)),
+    ((1, -1, 0), (1, 0, -1)),
+    ((1, 0, -1), (0, 1, 0)),
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,14 @@ class Crop:
     top: int
     left: int
     turn: int  # 0…7
+
+
+def upload(values: NDArray[Any], device: torch.device) -> Tensor:
+    """Copy numbers drawn on the host to the device, without waiting for what the device still has to do."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def sharp_blocks(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -55,16 +71,24 @@ def sharp_blocks(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 class Photos:
-    """All training photographs of a folder on one device."""
+    """All training photographs of a folder on one device, in one piece of memory.
+
+    One piece, so that the crops of a whole batch are one gather instead of a few kernels each.
+    """
 
     def __init__(
         self, images: Sequence[Tensor], sharp: Sequence[NDArray[np.float32]], names: Sequence[str]
     ) -> None:
-        self.images = list(images)  # (3, H, W) uint8 each
-        self.sharp = list(sharp)
         self.names = list(names)
-        area = np.array([image.shape[1] * image.shape[2] for image in images], np.float64)
+        self.sharp = list(sharp)
+        self._pixels, self.images, self._starts = _pack(list(images))  # images: (3, H, W) uint8 each
+        area = np.array([image.shape[1] * image.shape[2] for image in self.images], np.float64)
         self._odds = np.cumsum(np.sqrt(area)) / np.sqrt(area).sum()  # large photos repeat themselves
+
+    @property
+    def device(self) -> torch.device:
+        """Where the photos are."""
+        return self._pixels.device
 
     def __len__(self) -> int:
         return len(self.images)
@@ -100,22 +124,60 @@ class Photos:
 
     def cut(self, crops: Sequence[Crop], size: int) -> Tensor:
         """Return the crops as (B, 3, size, size), float32 in [0, 1], on the photos' device."""
-        squares = []
-        for crop in crops:
-            square = self.images[crop.photo][:, crop.top : crop.top + size, crop.left : crop.left + size]
-            square = torch.rot90(square, crop.turn % 4, (1, 2))
-            squares.append(square.flip(2) if crop.turn >= 4 else square)
-        return torch.stack(squares).float() / 255
+        plan = np.array([self._plan(crop, size) for crop in crops], np.int64).reshape(-1, 4, 1, 1, 1)
+        first, down, right, plane = upload(plan, self.device).unbind(1)
+        line = torch.arange(size, device=self.device)
+        colours = torch.arange(3, device=self.device)[:, None, None]
+        index = first + plane * colours + (down * line[:, None] + right * line)
+        return self._pixels[index].float() / 255
+
+    def _plan(self, crop: Crop, size: int) -> tuple[int, int, int, int]:
+        """Return where a crop's first pixel is, and how far the next ones down, right and of the next colour are.
+
+        A crop is turned by quarters (turn % 4, counter-clockwise), then flipped left to right (turn ≥ 4).
+        """
+        height, width = self.images[crop.photo].shape[1:]
+        first, down, right = crop.top * width + crop.left, 0, 0
+        for stride, (n, i, j) in zip((width, 1), _TURNS[crop.turn % 4], strict=True):
+            n, j = (n + j, -j) if crop.turn >= 4 else (n, j)
+            first, down, right = first + stride * n * (size - 1), down + stride * i, right + stride * j
+        return self._starts[crop.photo] + first, down, right, height * width
 
 
-def find_photos(folder: Path) -> list[Path]:
-    """List the photographs below `folder`, sorted; raises TrainingError where there are none."""
+def _pack(images: list[Tensor]) -> tuple[Tensor, list[Tensor], list[int]]:
+    """Move images (3, H, W) into one buffer; returns it, the images as views of it, and where each begins.
+
+    Empties the list as it goes, so that no more than one image is there twice.
+    """
+    starts = [0, *np.cumsum([image.numel() for image in images]).tolist()]
+    pixels = torch.empty(starts[-1], dtype=torch.uint8, device=images[0].device)
+    views = []
+    for start in starts[:-1]:
+        image = images.pop(0)
+        views.append(pixels[start : start + image.numel()].view(image.shape))
+        views[-1].copy_(image)
+    return pixels, views, starts[:-1]
+
+
+def find_photos(folder: Path, fewest: int = 1) -> list[Path]:
+    """List the photographs below `folder`, sorted; raises UsageError where there are fewer than `fewest`."""
     if not folder.is_dir():
-        raise TrainingError(f"{folder}: not a folder of photographs")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise TrainingError(f"{folder}: no photographs (looked for {', '.join(sorted(SUFFIXES))})")
+        raise UsageError(f"{folder}: not a folder of photographs")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if len(found) < fewest:
+        number = {0: "no photographs", 1: "only one photograph"}.get(len(found), f"{len(found)} photographs")
+        raise UsageError(
+            f"{folder}: {number}, training needs at least {fewest}\n"
+            f"looked for {', '.join(sorted(SUFFIXES))}, in sub-folders too"
+        )
     return found
+
+
+def hold_out(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Split photographs into those to train on and, a quarter but at most four, those to validate on."""
+    count = min(4, max(1, len(paths) // 4))
+    held_out = list(paths[:: len(paths) // count][:count])
+    return [path for path in paths if path not in held_out], held_out
 
 
 def load_photos(
@@ -123,18 +185,19 @@ def load_photos(
 ) -> Photos:
     """Decode the photos to uint8 tensors on `device`.
 
-    Every fault is collected and named before training starts: unreadable photos and those with a side
-    shorter than `smallest` pixels. Raises TrainingError.
+    Every fault is collected and named before training starts: TrainingError for photos that cannot be
+    read, UsageError for those with a side shorter than `smallest` pixels.
     """
 
-    def load(path: Path) -> tuple[Tensor, NDArray[np.float32]] | str:
+    def load(path: Path) -> tuple[Tensor, NDArray[np.float32]] | _Fault:
         try:
             photo = read_photo(path)
         except PhotoError as error:
-            return str(error)
+            return _Fault(str(error).splitlines()[0], damaged=True)
         width, height = photo.size
         if min(width, height) < smallest:
-            return f"{path}: {width}×{height}, training needs at least {smallest}×{smallest}"
+            text = f"{path}: {width}×{height} pixels, training needs at least {smallest}×{smallest}"
+            return _Fault(text, damaged=False)
         pixels = with_depth(photo, 8).pixels.astype(np.uint8, copy=False)
         pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
         planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
@@ -144,9 +207,23 @@ def load_photos(
 
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(load, paths))
-    faults = [result for result in results if isinstance(result, str)]
+    faults = sorted((item for item in results if isinstance(item, _Fault)), key=lambda fault: not fault.damaged)
     if faults:
         more = f"\n… and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise TrainingError("\n".join(faults[:3]) + more + "\nremove these photographs and start again")
-    loaded = [result for result in results if not isinstance(result, str)]
-    return Photos([item[0] for item in loaded], [item[1] for item in loaded], [str(path) for path in paths])
+        text = "\n".join(fault.text for fault in faults[:3]) + more
+        if faults[0].damaged:
+            raise TrainingError(f"{text}\nremove these photographs and start again")
+        raise UsageError(f"{text}\nremove these photographs, or train with a smaller --patch")
+    loaded = [item for item in results if not isinstance(item, _Fault)]
+    del results
+    sharp = [item[1] for item in loaded]
+    images = [loaded.pop(0)[0] for _ in range(len(loaded))]
+    return Photos(images, sharp, [str(path) for path in paths])
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """Why a photo cannot be trained on."""
+
+    text: str
+    damaged: bool  # or else too small

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mffsr.training.degrade import convolve
 
-__all__ = ["Frames", "defocus", "kernel", "mask_bank"]
+__all__ = ["Frames", "defocus", "kernel", "kernels", "mask_bank"]
 
 Mask = NDArray[np.uint8]
 
@@ -33,21 +33,25 @@ class Frames(NamedTuple):
     decided: Tensor  # (B, 1, H, W) bool: False where two frames are equally sharp
 
 
-def kernel(radius: float, *, disc: bool, size: int) -> NDArray[np.float32]:
-    """Return a normalised size×size blur kernel: a disc of `radius` pixels, or a Gaussian of σ = radius / 2.
+def kernels(radii: Tensor, disc: Tensor, size: int) -> Tensor:
+    """Return normalised blur kernels (..., size, size), float32, for radii (...) in pixels.
 
-    A disc's edge is antialiased. Radius 0 is the identity.
+    Where `disc` (...) is true a disc with an antialiased edge, elsewhere a Gaussian of σ = radius / 2. Radius 0
+    is the identity.
     """
-    half = size // 2
-    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
-    distance = np.hypot(x, y)
-    if radius <= 0:
-        weights = (distance == 0).astype(np.float32)
-    elif disc:
-        weights = np.clip(radius + 0.5 - distance, 0, 1)
-    else:
-        weights = np.exp(-0.5 * (distance / (radius / 2)) ** 2)
-    return (weights / weights.sum()).astype(np.float32)
+    line = torch.arange(size, device=radii.device, dtype=torch.float32) - size // 2
+    distance = torch.hypot(line[:, None], line)
+    radius = radii.float()[..., None, None]
+    discs = (radius + 0.5 - distance).clamp(0, 1)
+    gaussians = torch.exp(-0.5 * (distance / (radius / 2).clamp_min(1e-6)) ** 2)
+    weights = torch.where(disc[..., None, None], discs, gaussians)
+    weights = torch.where(radius > 0, weights, (distance == 0).float())
+    return weights / weights.sum((-2, -1), keepdim=True)
+
+
+def kernel(radius: float, *, disc: bool, size: int) -> NDArray[np.float32]:
+    """Return one of `kernels` as an array (size, size)."""
+    return np.asarray(kernels(torch.tensor(radius), torch.tensor(disc), size).numpy())
 
 
 def defocus(image: Tensor, layers: Tensor, kernels: Tensor, radii: Tensor, matte: Tensor) -> Frames:
@@ -99,8 +103,8 @@ def _matte(image: Tensor, layers: Tensor, kernels: Tensor) -> Tensor:
 
 def _spread(image: Tensor, alpha: Tensor) -> Tensor:
     """Continue the pixels where alpha = 1 over the rest, smoothly."""
-    reach = kernel(14, disc=False, size=29)
-    weights = torch.as_tensor(reach, device=image.device).expand(len(image), -1, -1)
+    radii = torch.full((len(image),), 14.0, device=image.device)
+    weights = kernels(radii, torch.zeros_like(radii, dtype=torch.bool), 29)
     stacked = convolve(torch.cat((image * alpha, alpha), 1), weights)
     mean = (image * alpha).mean((2, 3), keepdim=True) / alpha.mean((2, 3), keepdim=True).clamp_min(1e-3)
     return (stacked[:, :3] + 1e-3 * mean) / (stacked[:, 3:] + 1e-3)

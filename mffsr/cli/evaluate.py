@@ -1,0 +1,334 @@
+"""`mffsr eval`: the six metrics of any fused image, the paper's protocol and tables, synthetic brackets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from mffsr.cli.console import Console, exit_codes
+from mffsr.cli.evaluate_report import Report, channels_report, pairs_report, truth_report
+from mffsr.cli.evaluate_tables import to_csv, to_latex, to_text
+from mffsr.cli.fuse import _memory, _tile, expand
+from mffsr.errors import UsageError
+
+if TYPE_CHECKING:
+    from mffsr.evaluate import Engine
+    from mffsr.evaluate_files import Bracket
+
+__all__ = ["EvalCommand", "evaluate"]
+
+
+class Protocol(str, Enum):
+    """How brackets come about and what they are compared with."""
+
+    paper = "paper"
+    synthetic = "synthetic"
+
+
+class Reduce(str, Enum):
+    """How photos are reduced."""
+
+    paper = "paper"
+    antialiased = "antialiased"
+
+
+class EvalCommand(TyperCommand):
+    """A command whose --sources takes any number of values: `--sources A B --fused F`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, the option repeated for each of its values."""
+        return super().parse_args(ctx, spread(args, "--sources"))
+
+
+def spread(args: Sequence[str], option: str) -> list[str]:
+    """Return the arguments with `option A B` written as `option A option B`."""
+    out: list[str] = []
+    inside = waiting = False
+    for arg in args:
+        if waiting and arg.startswith("-"):
+            out.append(option)  # without a value: the parser will say so
+        if arg == option:
+            inside = waiting = True
+        elif arg.startswith("-"):
+            inside, waiting = arg.startswith(f"{option}="), False
+            out.append(arg)
+        else:
+            out += [option, arg] if inside else [arg]
+            waiting = False
+    return [*out, option] if waiting else out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked for."""
+
+    pairs: Path | None
+    truth: Path | None
+    fused: Path | None
+    scale: int | None
+    reduce: Reduce | None
+    seed: int
+    weights: str
+    baselines: bool
+    ablations: Path | None
+    allow_missing: bool
+    jobs: int
+
+    @property
+    def folder(self) -> Path:
+        """The folder of what is evaluated."""
+        folder = self.pairs or self.truth
+        if folder is None:
+            raise UsageError("nothing to evaluate")
+        return folder
+
+
+def evaluate(
+    sources: Annotated[
+        list[str] | None, typer.Option(metavar="A B [C...]", help="Source photos of --fused.")
+    ] = None,
+    fused: Annotated[
+        Path | None,
+        typer.Option(
+            help="A fused photo, with --sources; a folder of another method's results, with --pairs."
+        ),
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Folder of brackets without ground truth: x-A.jpg, x-B.jpg, y-A.jpg …")
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="Folder of sharp photos; brackets are made from them.")
+    ] = None,
+    scale: Annotated[
+        int | None, typer.Option("-s", "--scale", min=1, max=4, help="Enlargement; 1 = fusion alone.  [2]")
+    ] = None,
+    protocol: Annotated[
+        Protocol | None, typer.Option(help="paper for --pairs, synthetic for --truth.")
+    ] = None,
+    reduce: Annotated[
+        Reduce | None,
+        typer.Option(help="paper: OpenCV's bicubic, not antialiased.  [paper for --pairs, else antialiased]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic brackets.")] = 0,
+    weights: Annotated[
+        str, typer.Option(help="Name of a bundled set, a weight file or a folder of them.")
+    ] = "photo",
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also in two steps (Table III), and each source alone.")
+    ] = False,
+    ablations: Annotated[
+        Path | None,
+        typer.Option(help="Folder of runs with ablated networks (Tables II, IV) to evaluate as well."),
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave incomplete brackets out, and say so.")
+    ] = False,
+    align: Annotated[bool, typer.Option("--align/--no-align", help="Register the frames first.")] = False,
+    jobs: Annotated[
+        int, typer.Option("-j", "--jobs", min=0, help="Processes that measure; 0 = one for each core.")
+    ] = 0,
+    device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels.")] = "auto",
+    max_memory: Annotated[str, typer.Option(help="Most memory to use, such as 4G.  [what is free]")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Also write every number to a CSV file.")] = None,
+    latex: Annotated[Path | None, typer.Option(help="Also write the tables as LaTeX.")] = None,
+    force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite --csv and --latex.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No messages, only errors.")] = False,
+    debug: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Measure fused photos: the paper's six metrics and tables; PSNR, SSIM and the focus map with a truth.
+
+    Sharpness is measured on 8-bit images. --protocol paper: originals are cropped to a multiple of the
+    scale from the top left, reduced by OpenCV's bicubic, fused and super-resolved without registration, and
+    compared with the originals.
+    """
+    console = Console(quiet=quiet, as_json=as_json)
+    with exit_codes(console, debug=debug):
+        request = Request(
+            pairs=pairs,
+            truth=truth,
+            fused=fused,
+            scale=scale,
+            reduce=reduce,
+            seed=seed,
+            weights=weights,
+            baselines=baselines,
+            ablations=ablations,
+            allow_missing=allow_missing,
+            jobs=jobs or _cores(),
+        )
+        _check(request, sources, protocol)
+        for target in (csv, latex):
+            _check_target(target, force)
+        if sources:
+            report = _measure(sources, fused)
+        elif pairs is not None and fused is not None:
+            report = _results(request, fused, console)
+        else:
+            options = {"device": device, "precision": precision, "align": align}
+            engine = _engine(request, options, _tile(tile), _memory(max_memory), console)
+            report = _run(request, engine, console)
+        if csv is not None:
+            _write(csv, to_csv(report.csv), force)
+        if latex is not None:
+            _write(latex, to_latex(report.sheets), force)
+        console.result("" if as_json else to_text(report.sheets), report.data)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check(request: Request, sources: list[str] | None, protocol: Protocol | None) -> None:
+    """Refuse what does not go together; raises UsageError."""
+    modes = [
+        name
+        for name, given in (("--sources", sources), ("--pairs", request.pairs), ("--truth", request.truth))
+        if given
+    ]
+    if len(modes) != 1:
+        found = " and ".join(modes) or "none of them"
+        raise UsageError(f"{found} given, expected one of --sources, --pairs and --truth")
+    if sources and request.fused is None:
+        raise UsageError("--sources without --fused: which photo was made of them?")
+    if request.truth and request.fused is not None:
+        raise UsageError("--fused goes with --sources or --pairs, not with --truth")
+    fitting = {"--pairs": Protocol.paper, "--truth": Protocol.synthetic}.get(modes[0])
+    if protocol is not None and protocol is not fitting:
+        raise UsageError(
+            f"--protocol {protocol.value} does not go with {modes[0]}\npaper needs --pairs, synthetic needs --truth"
+        )
+    if (request.baselines or request.ablations) and request.fused is not None:
+        raise UsageError("--baselines and --ablations run our own networks; they do not go with --fused")
+    if request.ablations is not None and not request.ablations.is_dir():
+        raise UsageError(f"{request.ablations}: not a folder")
+
+
+def _check_target(path: Path | None, force: bool) -> None:
+    if path is not None:
+        from mffsr.photo._atomic import resolve_target
+
+        resolve_target(path, overwrite=force)
+
+
+def _write(path: Path, text: str, force: bool) -> None:
+    from mffsr.photo import atomic_output
+
+    with atomic_output(path, overwrite=force) as file:
+        file.write(text.encode("utf-8"))
+
+
+# What is run ----------------------------------------------------------------------------------------------
+
+
+def _measure(sources: list[str], fused: Path | None) -> Report:
+    from mffsr.evaluate_scores import measure
+
+    if fused is None or fused.is_dir():
+        raise UsageError(f"{fused}: is a folder; with --sources, --fused is one photo")
+    return channels_report(measure(expand(sources), fused), str(fused))
+
+
+def _engine(
+    request: Request, options: dict[str, Any], tile: int | None, memory: int | None, console: Console
+) -> Engine:
+    from mffsr.evaluate import load_engine
+    from mffsr.fuse import Events
+
+    events = Events(message=console.message, warning=console.warning)
+    engine = load_engine(
+        request.scale or 2, request.weights, max_memory=memory, tile=tile, events=events, **options
+    )
+    console.message(f"device: {engine.runtime.reason}")
+    return engine
+
+
+def _run(request: Request, engine: Engine, console: Console) -> Report:
+    """Evaluate our own networks."""
+    from mffsr.checkpoint import weights_folder
+    from mffsr.evaluate import ablations, evaluate_pairs, evaluate_truth
+    from mffsr.evaluate_files import find_photos
+
+    bundled = weights_folder() / "ablations"
+    folder = request.ablations or (bundled if request.baselines and request.weights == "photo" else None)
+    common: dict[str, Any] = {
+        "baselines": request.baselines,
+        "variants": ablations(folder, engine) if folder else [],
+        "jobs": request.jobs,
+        "progress": console.progress,
+    }
+    if request.reduce is not None:
+        common["reduction"] = request.reduce.value
+    if request.truth is not None:
+        photos = find_photos(request.truth)
+        with console.live():
+            found = evaluate_truth(photos, engine, seed=request.seed, **common)
+        about = f"{len(photos)} synthetic brackets of {request.truth}, seed {request.seed}, weights {request.weights}"
+        return truth_report(found, about, engine.scale)
+    brackets, faults = _brackets(request, console)
+    with console.live():
+        found = evaluate_pairs(brackets, engine, **common)
+    about = _about(brackets, faults, request)
+    return pairs_report(
+        found, f"{about}, weights {request.weights}", engine.scale, faults, ablated=bool(common["variants"])
+    )
+
+
+def _results(request: Request, fused: Path, console: Console) -> Report:
+    """Evaluate another method's results."""
+    from mffsr.evaluate import evaluate_results
+    from mffsr.evaluate_files import find_results, listed, require_complete
+
+    if not fused.is_dir():
+        raise UsageError(f"{fused}: not a folder; with --pairs, --fused is a folder of results")
+    brackets, faults = _brackets(request, console)
+    results, missing, extra = find_results(fused, brackets)
+    if extra:
+        console.warning(f"{fused}: belong to no bracket and are not measured: {listed(extra)}")
+    require_complete(fused, missing, allow_missing=request.allow_missing)
+    brackets = [bracket for bracket in brackets if bracket.name in results]
+    _say_left_out(fused, missing, brackets, console)
+    scale = request.scale or 1
+    with console.live():
+        found = evaluate_results(
+            brackets,
+            results,
+            method=fused.resolve().name,
+            scale=scale,
+            jobs=request.jobs,
+            progress=console.progress,
+        )
+    faults += missing
+    return pairs_report(found, _about(brackets, faults, request), scale, faults)
+
+
+def _about(brackets: list[Bracket], faults: list[str], request: Request) -> str:
+    left_out = f" ({len(faults)} missing or left out)" if faults else ""
+    return f"{len(brackets)} brackets{left_out} of {request.folder}"
+
+
+def _brackets(request: Request, console: Console) -> tuple[list[Bracket], list[str]]:
+    from mffsr.evaluate_files import find_brackets, require_complete
+
+    brackets, faults = find_brackets(request.folder)
+    require_complete(request.folder, faults, allow_missing=request.allow_missing)
+    _say_left_out(request.folder, faults, brackets, console)
+    return brackets, faults
+
+
+def _say_left_out(folder: Path, faults: list[str], brackets: list[Bracket], console: Console) -> None:
+    from mffsr.evaluate_files import listed
+
+    if not brackets:
+        raise UsageError(f"{folder}: nothing is left to evaluate: {listed(faults)}")
+    if faults:
+        console.warning(f"{folder}: {listed(faults)}: the means are over {len(brackets)} brackets")

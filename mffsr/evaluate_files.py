@@ -1,0 +1,183 @@
+"""The files of an evaluation: which belong together, and what is missing.
+
+Nothing is left out silently: whatever does not fit is named, and `require_complete` refuses it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mffsr.errors import BracketError, MffsrError, UsageError
+from mffsr.photo import read_header, read_photo, with_depth
+
+__all__ = [
+    "Bracket",
+    "Pixels",
+    "check_sizes",
+    "colour",
+    "crop",
+    "find_brackets",
+    "find_photos",
+    "find_results",
+    "listed",
+    "load_all",
+    "require_complete",
+]
+
+Pixels = NDArray[np.uint8]  # H×W×3 or H×W×1
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+NAMED = 8  # most files that a message lists
+
+
+class Bracket(NamedTuple):
+    """The files of one scene."""
+
+    name: str
+    frames: tuple[str, ...]  # what the names end in: ("A", "B")
+    paths: tuple[Path, ...]
+
+
+def find_photos(folder: Path) -> list[Path]:
+    """List the photos in a folder, naturally sorted (2 before 10); raises UsageError if there are none."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: not a folder")
+    found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    if not found:
+        raise UsageError(f"{folder}: no photos (looked for {', '.join(sorted(SUFFIXES))})")
+    return sorted(found, key=lambda p: [(int(t), "") if t.isdecimal() else (-1, t) for t in _parts(p.name)])
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in re.split(r"(\d+)", name.casefold()) if part]
+
+
+def find_brackets(folder: Path) -> tuple[list[Bracket], list[str]]:
+    """Group a folder's photos by name, and name what is missing or does not belong to a bracket.
+
+    The stem ends in -A, -B, _1, _2 …: a separator (- _ or a space) and one letter or a number. What the
+    majority of the scenes has is expected of each: pairs, or triples. Raises UsageError if there is none.
+    """
+    scenes: dict[str, dict[str, list[Path]]] = {}
+    faults = []
+    for path in find_photos(folder):
+        match = re.fullmatch(r"(.+)[-_ ]([A-Za-z]|\d{1,3})", path.stem)
+        if match:
+            scenes.setdefault(match[1], {}).setdefault(match[2].upper(), []).append(path)
+        else:
+            faults.append(f"{path.name} is no frame of a bracket (its name ends in no -A, -B, _1, _2)")
+    counts = Counter(tuple(sorted(found, key=_parts)) for found in scenes.values() if len(found) > 1)
+    if not counts:
+        raise UsageError(
+            f"{folder}: no brackets found\n"
+            "expected names such as scene-A.jpg and scene-B.jpg, or scene_1.png and scene_2.png"
+        )
+    expected = max(counts, key=lambda frames: (counts[frames], len(frames)))
+    brackets = []
+    for scene, found in scenes.items():
+        lacking = [frame for frame in expected if frame not in found]
+        beyond = [path.name for frame, paths in found.items() if frame not in expected for path in paths]
+        twice = [path.name for paths in found.values() for path in paths[1:]]
+        for frame in lacking:
+            present = next(iter(found.values()))[0]
+            faults.append(f"{present.with_stem(present.stem[: len(scene) + 1] + frame).name} is missing")
+        faults += [f"{name} is one frame more than the other brackets have" for name in beyond]
+        faults += [f"{name} is there under another extension, too" for name in twice]
+        if not lacking and not beyond and not twice:
+            brackets.append(Bracket(scene, expected, tuple(found[frame][0] for frame in expected)))
+    return brackets, faults
+
+
+def find_results(folder: Path, brackets: Sequence[Bracket]) -> tuple[dict[str, Path], list[str], list[str]]:
+    """Return another method's results by scene, what is missing, and the files that belong to no scene.
+
+    A result's stem is the scene's name, or contains it as a whole: `lytro-01.png`, `gacn_lytro-01_fused.png`.
+    Case and separators do not matter. Raises MffsrError where two files claim one scene.
+    """
+
+    def plain(name: str) -> str:
+        return re.sub(r"[\W_]+", "-", name.casefold()).strip("-")
+
+    photos = {path: plain(path.stem) for path in find_photos(folder)}
+    scenes = {bracket.name: plain(bracket.name) for bracket in brackets}
+    found: dict[str, Path] = {}
+    for name, wanted in scenes.items():
+        exact = [path for path, stem in photos.items() if stem == wanted]
+        claims = exact or [
+            path
+            for path, stem in photos.items()
+            if f"-{wanted}-" in f"-{stem}-" and stem not in scenes.values()
+        ]
+        if len(claims) > 1:
+            both = " and ".join(path.name for path in claims[:2])
+            raise MffsrError(f"{folder}: {both} could both be {name}\nkeep one of them there")
+        if claims:
+            found[name] = claims[0]
+    missing = [f"no result for {bracket.name}" for bracket in brackets if bracket.name not in found]
+    return found, missing, [path.name for path in photos if path not in found.values()]
+
+
+def require_complete(folder: Path, faults: Sequence[str], *, allow_missing: bool = False) -> None:
+    """Raise MffsrError, naming files, where a mean would be taken over fewer images than are meant."""
+    if faults and not allow_missing:
+        raise MffsrError(
+            f"{folder}: incomplete: {listed(faults)}\nno mean is taken over a smaller set; "
+            "complete the folder, or use --allow-missing to leave these out"
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the names, or the first few and how many more there are."""
+    more = f" … and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def load_all(paths: Sequence[Path]) -> list[Pixels]:
+    """Read photos of one size as 8 bits, alpha left out; gray ones among colour become colour.
+
+    Raises PhotoError, and BracketError for photos of different sizes.
+    """
+    images: list[Pixels] = []
+    for path in paths:
+        image = with_depth(read_photo(path), 8).pixels.astype(np.uint8, copy=False)
+        if images and image.shape[:2] != images[0].shape[:2]:
+            raise BracketError(
+                f"{path}: {image.shape[1]}×{image.shape[0]}, but {paths[0].name} is "
+                f"{images[0].shape[1]}×{images[0].shape[0]}\nthese photos must have one size"
+            )
+        images.append(image)
+    any_colour = any(image.shape[2] == 3 for image in images)
+    return [colour(image) if any_colour else image for image in images]
+
+
+def colour(image: Pixels) -> Pixels:
+    """Return an image (H, W, 1 or 3) with three channels."""
+    return np.repeat(image, 3, 2) if image.shape[2] == 1 else image
+
+
+def crop(image: Pixels, scale: int, path: Path) -> Pixels:
+    """Cut to a multiple of `scale` from the top left; BracketError if too little is left to measure."""
+    height, width = (side // scale * scale for side in image.shape[:2])
+    if min(height, width) < max(11 + 2 * scale, 8 * scale):
+        raise BracketError(
+            f"{path}: {image.shape[1]}×{image.shape[0]} is too small to be evaluated at ×{scale}"
+        )
+    return np.ascontiguousarray(image[:height, :width])
+
+
+def check_sizes(paths: Sequence[Path]) -> None:
+    """Raise BracketError where photos differ in size, PhotoError for what is no photo; reads headers only."""
+    headers = [read_header(path) for path in paths]
+    for path, header in zip(paths, headers, strict=True):
+        if (header.width, header.height) != (headers[0].width, headers[0].height):
+            raise BracketError(
+                f"{path}: {header.width}×{header.height}, but {paths[0].name} is "
+                f"{headers[0].width}×{headers[0].height}\nthe photos of a bracket must have one size"
+            )

@@ -1,0 +1,247 @@
+"""The engine: tiles equal the whole, order does not matter, nothing is silently changed."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import bracket, textured, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mffsr.errors import BracketError, DeviceError, MffsrError, UsageError
+from mffsr.focus_map import decide_focus, fill_holes, preview
+from mffsr.fuse import Events, Plan, fuse_bracket, plan_tiles
+from mffsr.photo import Photo
+from mffsr.render import render
+
+
+def photos(*arrays):
+    return [Photo(pixels=np.ascontiguousarray(a if a.ndim == 3 else a[:, :, None])) for a in arrays]
+
+
+def difference(a, b):
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [(97, 131), (160, 64)])
+def test_tiled_equals_whole(scale, size, cpu):
+    model = tiny_model(scale)
+    near, far, _, _ = bracket(*size)
+    whole = fuse_bracket(photos(near, far), model, cpu, tile=512, align=False, depth=16, fill=False)
+    for tile in (64, 80):
+        tiled = fuse_bracket(photos(near, far), model, cpu, tile=tile, align=False, depth=16, fill=False)
+        np.testing.assert_array_equal(tiled.labels, whole.labels)
+        assert difference(tiled.photo.pixels, whole.photo.pixels) <= 6, "1e-4 in float"
+
+
+def test_five_frames_tiled_equal_whole(cpu):
+    model = tiny_model(2)
+    frames = photos(*(bracket(120, 100, seed=0, blur=b)[i % 2] for i, b in enumerate((1, 2, 3, 4, 5))))
+    whole = fuse_bracket(frames, model, cpu, tile=512, align=False, fill=False)
+    tiled = fuse_bracket(frames, model, cpu, tile=64, align=False, fill=False)
+    np.testing.assert_array_equal(tiled.labels, whole.labels)
+    assert difference(tiled.photo.pixels, whole.photo.pixels) <= 1
+
+
+@pytest.mark.parametrize("align", [True, False])
+def test_swapping_the_photos_changes_nothing(align, cpu):
+    model = tiny_model(2)
+    near, far, _, _ = bracket(120, 150)
+    one = fuse_bracket(photos(near, far), model, cpu, align=align)
+    two = fuse_bracket(photos(far, near), model, cpu, align=align)
+    np.testing.assert_array_equal(one.photo.pixels, two.photo.pixels)
+    np.testing.assert_array_equal(one.labels, 1 - two.labels)
+    assert one.shares == two.shares[::-1]
+
+
+def test_gating_is_exact(cpu):
+    model = tiny_model(2)
+    near, far, _, mask = bracket(150, 210)
+    frames = [near, far]
+    labels = (1 - mask).astype(np.uint16)
+    labels[:, :80] = 0
+    gated = render(model, frames, labels, cpu, tile=64, depth=16)
+    full = render(model, frames, labels, cpu, tile=64, depth=16, gate=False)
+    assert gated.sources_run < full.sources_run == full.sources_all
+    assert difference(gated.pixels, full.pixels) <= 1
+
+
+def test_fusion_alone_takes_every_pixel_from_its_frame(cpu):
+    near, far, sharp, mask = bracket(90, 120)
+    out = render(tiny_model(1), [near, far], (1 - mask).astype(np.uint16), cpu, tile=64, depth=8).pixels
+    border = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((9, 9), np.uint8)) > 0
+    assert difference(out[~border], sharp[~border]) == 0
+    assert difference(out, near) > 0
+
+
+def test_identical_photos_are_their_own_enlargement(cpu):
+    image = textured(70, 90)
+    model = tiny_model(2)
+    fused = fuse_bracket(photos(image, image), model, cpu)
+    alone = render(model, [image], np.zeros((70, 90), np.uint16), cpu, tile=512, depth=8).pixels
+    np.testing.assert_array_equal(fused.photo.pixels, alone)
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_constant_photos_stay_finite(value, cpu):
+    image = np.full((64, 64, 3), value, np.uint8)
+    assert fuse_bracket(photos(image, image), tiny_model(2), cpu).photo.pixels.shape == (128, 128, 3)
+
+
+def test_gray_16_bit_and_alpha_are_kept(cpu):
+    near, far, _, _ = bracket(64, 80)
+    gray = [p[:, :, :1].astype(np.uint16) * 257 for p in (near, far)]
+    alpha = np.full((64, 80), 65535, np.uint16)
+    alpha[:20] = 0
+    given_photos = [Photo(pixels=np.ascontiguousarray(g), alpha=alpha) for g in gray]
+    out = fuse_bracket(given_photos, tiny_model(2), cpu, align=False).photo
+    assert out.pixels.shape == (128, 160, 1)
+    assert out.pixels.dtype == np.uint16
+    assert out.alpha is not None
+    assert out.alpha.shape == (128, 160)
+    assert out.alpha[:30].max() == 0
+    assert out.alpha[60:].min() == 65535
+
+
+def test_mixed_depths_are_promoted_with_a_word(cpu):
+    near, far, _, _ = bracket(64, 64)
+    told = []
+    fused = fuse_bracket(
+        photos(near, far.astype(np.uint16) * 257),
+        tiny_model(1),
+        cpu,
+        align=False,
+        events=Events(warning=told.append),
+    )
+    assert fused.photo.bit_depth == 16
+    assert any("16-bit" in text for text in told)
+
+
+def test_photos_of_two_sizes_are_refused(cpu):
+    with pytest.raises(BracketError, match=r"photo 2: 80×64, but photo 1 is 64×64"):
+        fuse_bracket(photos(textured(64, 64), textured(64, 80)), tiny_model(1), cpu)
+
+
+def test_one_photo_is_refused(cpu):
+    with pytest.raises(UsageError, match="at least 2"):
+        fuse_bracket(photos(textured(64, 64)), tiny_model(1), cpu)
+
+
+def test_weights_that_are_not_finite_make_no_photo(cpu):
+    model = tiny_model(2)
+    model.fn.d2.layers[0].weight.data[0, 0, 0, 0] = float("nan")
+    with pytest.raises(MffsrError, match="not finite"):
+        fuse_bracket(photos(*bracket(64, 64)[:2]), model, cpu)
+    model = tiny_model(2)
+    model.fapn.fpm.conv3[0].bias.data[0] = float("inf")
+    with pytest.raises(MffsrError, match="not finite"):
+        fuse_bracket(photos(*bracket(64, 64)[:2]), model, cpu)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_halves_the_tile(cpu, monkeypatch, error):
+    model = tiny_model(2)
+    near, far, _, _ = bracket(200, 200)
+    expected = fuse_bracket(photos(near, far), model, cpu, tile=256, align=False)
+    features = type(model.fn.srn).features
+
+    def greedy(self, image):
+        if max(image.shape[2:]) > 150:
+            raise error
+        return features(self, image)
+
+    monkeypatch.setattr(type(model.fn.srn), "features", greedy)
+    told = []
+    events = Events(warning=told.append)
+    out = fuse_bracket(photos(near, far), model, cpu, tile=256, align=False, events=events)
+    assert difference(out.photo.pixels, expected.photo.pixels) <= 1
+    assert (
+        told
+        == [
+            "out of memory: going on with tiles of 128 pixels",
+            "out of memory: going on with tiles of 64 pixels",
+        ][: len(told)]
+    )
+    assert told
+
+
+def test_out_of_memory_ends_at_the_smallest_tile(cpu, monkeypatch):
+    model = tiny_model(2)
+
+    def greedy(self, image):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(type(model.fn.srn), "features", greedy)
+    with pytest.raises(DeviceError, match="not enough memory"):
+        fuse_bracket(photos(*bracket(64, 64)[:2]), model, cpu, tile=128, align=False)
+
+
+def test_tiles_are_chosen_from_the_memory(cpu):
+    from dataclasses import replace
+
+    model = tiny_model(2)
+    plenty = plan_tiles(cpu, model, (4000, 6000, 3), None, 16)
+    assert plenty == Plan(focus=512, render=512)
+    little = plan_tiles(replace(cpu, memory=1100 << 20), model, (4000, 6000, 3), None, 16)
+    assert little.render < plenty.render
+    with pytest.raises(DeviceError, match="do not suffice"):
+        plan_tiles(replace(cpu, memory=1 << 20), model, (4000, 6000, 3), None, 16)
+    with pytest.raises(UsageError, match="at least 64"):
+        plan_tiles(cpu, model, (400, 600, 3), 32, 8)
+
+
+def test_holes_and_islands_are_filled():
+    labels = np.zeros((100, 100), np.uint16)
+    labels[:, 50:] = 1
+    clean = labels.copy()
+    labels[20:23, 20:23] = 1  # an island in 0
+    labels[70:72, 80:83] = 0  # a hole in 1
+    np.testing.assert_array_equal(fill_holes(labels), clean)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6))
+@settings(deadline=None, max_examples=30)
+def test_filling_holes_leaves_only_large_regions_and_is_stable(seed, count):
+    rng = np.random.default_rng(seed)
+    smooth = cv2.GaussianBlur(rng.standard_normal((count, 60, 80)).transpose(1, 2, 0), (0, 0), 3)
+    labels = np.atleast_3d(smooth).argmax(2).astype(np.uint16)
+    filled = fill_holes(labels, share=0.01)
+    assert set(np.unique(filled)) <= set(np.unique(labels))
+    for label in np.unique(filled):
+        _, _, stats, _ = cv2.connectedComponentsWithStats((filled == label).astype(np.uint8), connectivity=4)
+        assert stats[1:, cv2.CC_STAT_AREA].max() >= 0.01 * labels.size * 2 / len(np.unique(labels))
+
+
+def test_noise_without_any_large_region_becomes_one_frame():
+    labels = np.indices((40, 40)).sum(0).astype(np.uint16) % 2
+    assert len(np.unique(fill_holes(labels, share=0.1))) == 1
+
+
+def test_focus_of_a_network_that_knows(cpu, monkeypatch):
+    """With a FAPN that measures sharpness the fold finds the sharpest of many frames."""
+    from mffsr.model import FocusMaps
+    from mffsr.model.blocks import gradient_map
+
+    model = tiny_model(1)
+
+    def measure(image1, image2):
+        s1, s2 = (torch.nn.functional.avg_pool2d(gradient_map(i).abs(), 9, 1, 4) for i in (image1, image2))
+        return FocusMaps(s1 / (s1 + s2), s2 / (s1 + s2))
+
+    monkeypatch.setattr(model, "focus", measure)
+    sharp = textured(90, 120)
+    soft = cv2.GaussianBlur(sharp, (0, 0), 2.5)
+    truth = (np.arange(120) // 30)[None].repeat(90, 0)
+    frames = [np.where((truth == i)[:, :, None], sharp, soft) for i in range(4)]
+    found = decide_focus(model, frames, cpu, tile=64)
+    assert (found.labels == truth).mean() > 0.93
+    assert preview(found.labels, 4).shape == (90, 120, 3)

@@ -1,0 +1,161 @@
+"""The networks: shapes, finite reach, and that training and inference see the same functions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny_fapn, tiny_fn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mffsr.model import FAPN, FN, FapnConfig, SrnConfig, enlarge
+from mffsr.model.blocks import box_mean, gradient_map, merge_windows, windows
+from mffsr.model.joint import decide, soft_transition
+
+
+def noise(height, width, batch=1, seed=0):
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("size", [(1, 1), (5, 17), (33, 20)])
+def test_every_size_is_enlarged_by_the_scale(scale, size):
+    image = noise(*size)
+    out = tiny_fn(scale)([image, image], torch.full((1, 2, *size), 0.5))
+    assert out.shape == (1, 3, size[0] * scale, size[1] * scale)
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("attention", ["sam-cam", "cam-sam", "sam", "cam", "none"])
+@pytest.mark.parametrize("affinity", [True, False])
+def test_focus_maps_are_probabilities_in_every_variant(attention, affinity):
+    torch.manual_seed(0)
+    network = FAPN(FapnConfig(width=8, blocks=1, attention=attention, affinity=affinity)).eval()
+    maps = network(noise(19, 35), noise(19, 35, seed=1))
+    for m in maps:
+        assert m.shape == (1, 1, 19, 35)
+        assert ((m >= 0) & (m <= 1)).all()
+
+
+@pytest.mark.parametrize("options", [{"gradient_embedding": False}, {"shallow_deep": False}])
+def test_srn_ablations_run(options):
+    network = FN(SrnConfig(scale=2, features=8, growth=8, blocks=1, **options)).eval()
+    assert network([noise(9, 9)], torch.ones(1, 1, 9, 9)).shape == (1, 3, 18, 18)
+
+
+def touched(function, size, at):
+    """Return the bounding reach of one input pixel: the largest distance at which the output changes."""
+    image = noise(size, size)
+    other = image.clone()
+    other[:, :, at, at] = 1 - other[:, :, at, at]
+    with torch.inference_mode():
+        changed = (function(image.double()) - function(other.double())).abs().amax((0, 1)) > 0
+    rows, columns = changed.nonzero(as_tuple=True)
+    return rows, columns
+
+
+@pytest.mark.parametrize("attention", ["sam-cam", "cam-sam", "sam", "cam", "none"])
+def test_fapn_reach_is_not_understated(attention):
+    torch.manual_seed(1)
+    config = FapnConfig(width=8, blocks=2, attention=attention)
+    network = FAPN(config).eval().double()
+    reference = noise(176, 176, seed=5).double()
+    rows, columns = touched(lambda x: network.logits(x, reference), 176, 88)
+    distance = int(max((rows - 88).abs().max(), (columns - 88).abs().max()))
+    assert config.reach // 2 < distance <= config.reach
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_fn_reach_is_not_understated(scale):
+    network = tiny_fn(scale).double()
+    # `enlarge` rounds to float32 anyway; exact zeros outside the reach are what counts
+    rows, columns = touched(lambda x: network([x], torch.ones(1, 1, 64, 64)), 64, 32)
+    low, high = min(rows.min(), columns.min()), max(rows.max(), columns.max())
+    distance = max(32 - int(low) // scale, int(high) // scale - 32)
+    assert network.config.reach // 2 < distance <= network.config.reach
+
+
+def test_gradient_map_is_the_laplacian_of_the_paper():
+    image = noise(7, 9)
+    kernel = -torch.ones(1, 3, 3, 3)
+    kernel[:, :, 1, 1] = 8
+    expected = torch.nn.functional.conv2d(image, kernel, padding=1)
+    torch.testing.assert_close(gradient_map(image), expected, atol=1e-5, rtol=0)
+
+
+def test_box_mean_counts_only_the_image():
+    image = noise(9, 12)
+    mean = box_mean(image, 5)
+    torch.testing.assert_close(mean[:, :, 4, 6], image[:, :, 2:7, 4:9].mean((2, 3)))
+    torch.testing.assert_close(mean[:, :, 0, 0], image[:, :, :3, :3].mean((2, 3)))
+
+
+def test_windows_are_merged_back():
+    image = noise(21, 37, batch=2)
+    assert windows(image, 16).shape == (2, 3, 2, 3, 16, 16)
+    torch.testing.assert_close(merge_windows(windows(image, 16), 21, 37), image)
+
+
+def test_soft_transition_keeps_sums_and_reaches_two_pixels():
+    mask = torch.zeros(1, 1, 9, 9)
+    mask[:, :, :, :4] = 1
+    both = soft_transition(torch.cat((mask, 1 - mask), 1))
+    torch.testing.assert_close(both.sum(1), torch.ones(1, 9, 9))
+    torch.testing.assert_close(
+        both[0, 0, 4],
+        torch.tensor([1, 1, 15, 11, 5, 1, 0, 0, 0]) / torch.tensor([1, 1, 16, 16, 16, 16, 1, 1, 1]),
+    )
+
+
+def test_decision_prefers_the_first_on_a_tie():
+    network = tiny_fapn()
+    image = noise(20, 20)
+    maps = network(image, image)
+    assert set(decide(maps).unique().tolist()) <= {0.0, 1.0}
+    assert decide(type(maps)(maps.m1, maps.m1)).all()
+
+
+def test_a_source_without_mask_may_be_left_out():
+    network = tiny_fn(2)
+    a, b = noise(16, 16), noise(16, 16, seed=1)
+    masks = torch.cat((torch.ones(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)), 1)
+    with torch.inference_mode():
+        assert torch.equal(network([a, b], masks), network([a], masks[:, :1]))
+
+
+def test_sources_and_masks_must_be_as_many():
+    with pytest.raises(ValueError, match="2 sources but 1 masks"):
+        tiny_fn(2)([noise(4, 4), noise(4, 4)], torch.ones(1, 1, 4, 4))
+
+
+def test_enlarge_is_pillows_bicubic():
+    from PIL import Image
+
+    plane = noise(11, 14)[0, 0]
+    expected = Image.fromarray(plane.numpy(), "F").resize((42, 33), Image.Resampling.BICUBIC)
+    ours = enlarge(plane[None, None].expand(1, 3, -1, -1), 3)[0, 0]
+    torch.testing.assert_close(ours, torch.from_numpy(__import__("numpy").array(expected)), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: SrnConfig(scale=5), "scale is 5"),
+        (lambda: FapnConfig(attention="all"), "attention is 'all'"),
+        (lambda: FapnConfig(cam_window=8), "cam_window is 8"),
+        (lambda: SrnConfig(scale=2, blocks=0), "expected at least 1"),
+    ],
+)
+def test_impossible_configurations_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_compute_is_within_the_papers():
+    """1.7 M multiply-adds per low-resolution pixel and source at ×2 with decoder, 1.6 M for a pair's FAPN."""
+    image = noise(32, 32)
+    with FlopCounterMode(display=False) as counter:
+        FN(SrnConfig(scale=2))([image], torch.ones(1, 1, 32, 32))
+    assert counter.get_total_flops() / 2 / 32**2 < 1.7e6
+    with FlopCounterMode(display=False) as counter:
+        FAPN(FapnConfig())(image, image)
+    assert counter.get_total_flops() / 2 / 32**2 < 1.6e6
