@@ -167,7 +167,7 @@ class Scores:
 
 @contextmanager
 def scores(jobs: int, total: int, progress: Progress) -> Iterator[Scores]:
-    """Measure `total` times in `jobs` spawned processes (1: in this one) while the block runs; then end them."""
+    """Measure `total` times in `jobs` processes (1: in this one) while the block runs, then end them."""
     context = multiprocessing.get_context("spawn")  # a fork would carry torch's threads and the GPU along
     executor: Executor = (
         _Inline() if jobs == 1 else ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)

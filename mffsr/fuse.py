@@ -140,7 +140,8 @@ def fuse_bracket(
     frames, planes = _resample(ordered, registrations)
     seconds["align"] = time.perf_counter() - started
 
-    plan = plan_tiles(runtime, model, frames[0].shape, tile)
+    depth = depth or photos[0].bit_depth
+    plan = plan_tiles(runtime, model, frames[0].shape, tile, depth)
     started = time.perf_counter()
     focus, plan = _with_smaller_tiles(
         plan,
@@ -153,7 +154,6 @@ def fuse_bracket(
     seconds["focus"] = time.perf_counter() - started
 
     started = time.perf_counter()
-    depth = depth or photos[0].bit_depth
     rendered, plan = _with_smaller_tiles(
         plan,
         lambda p: render(
@@ -267,7 +267,9 @@ def _resample(
     return frames, planes
 
 
-def plan_tiles(runtime: Runtime, model: JointModel, shape: tuple[int, ...], tile: int | None) -> Plan:
+def plan_tiles(
+    runtime: Runtime, model: JointModel, shape: tuple[int, ...], tile: int | None, depth: int
+) -> Plan:
     """Choose the tiles' sides from the memory that is there, once the pictures have their share.
 
     The bytes a source pixel costs in each network were measured (see `benchmarks/`). Raises UsageError for a
@@ -279,9 +281,9 @@ def plan_tiles(runtime: Runtime, model: JointModel, shape: tuple[int, ...], tile
         return Plan(focus=tile, render=tile)
     whole = max(shape[:2])
     width = 2 if runtime.dtype != torch.float32 else 4
-    pictures = (
-        shape[0] * shape[1] * (model.scale**2 * shape[2] * 2 + 16) if runtime.device.type == "cpu" else 0
-    )
+    pictures = 0
+    if runtime.device.type == "cpu":  # the output, and the maps of the decision
+        pictures = shape[0] * shape[1] * (model.scale**2 * shape[2] * depth // 8 + 16)
     budget = runtime.memory - pictures
 
     def side(bytes_per_pixel: int, halo: int) -> int:

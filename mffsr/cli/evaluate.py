@@ -13,12 +13,12 @@ import typer
 from typer.core import TyperCommand
 
 from mffsr.cli.console import Console, exit_codes
-from mffsr.cli.evaluate_report import Report, channels_report, pairs_report, truth_report
 from mffsr.cli.evaluate_tables import to_csv, to_latex, to_text
 from mffsr.cli.fuse import _memory, _tile, expand
 from mffsr.errors import UsageError
 
 if TYPE_CHECKING:
+    from mffsr.cli.evaluate_report import Report
     from mffsr.evaluate import Engine
     from mffsr.evaluate_files import Bracket
 
@@ -205,7 +205,8 @@ def _check(request: Request, sources: list[str] | None, protocol: Protocol | Non
     fitting = {"--pairs": Protocol.paper, "--truth": Protocol.synthetic}.get(modes[0])
     if protocol is not None and protocol is not fitting:
         raise UsageError(
-            f"--protocol {protocol.value} does not go with {modes[0]}\npaper needs --pairs, synthetic needs --truth"
+            f"--protocol {protocol.value} does not go with {modes[0]}\n"
+            "paper needs --pairs, synthetic needs --truth"
         )
     if (request.baselines or request.ablations) and request.fused is not None:
         raise UsageError("--baselines and --ablations run our own networks; they do not go with --fused")
@@ -231,6 +232,7 @@ def _write(path: Path, text: str, force: bool) -> None:
 
 
 def _measure(sources: list[str], fused: Path | None) -> Report:
+    from mffsr.cli.evaluate_report import channels_report
     from mffsr.evaluate_scores import measure
 
     if fused is None or fused.is_dir():
@@ -255,6 +257,7 @@ def _engine(
 def _run(request: Request, engine: Engine, console: Console) -> Report:
     """Evaluate our own networks."""
     from mffsr.checkpoint import weights_folder
+    from mffsr.cli.evaluate_report import pairs_report, truth_report
     from mffsr.evaluate import ablations, evaluate_pairs, evaluate_truth
     from mffsr.evaluate_files import find_photos
 
@@ -272,7 +275,8 @@ def _run(request: Request, engine: Engine, console: Console) -> Report:
         photos = find_photos(request.truth)
         with console.live():
             found = evaluate_truth(photos, engine, seed=request.seed, **common)
-        about = f"{len(photos)} synthetic brackets of {request.truth}, seed {request.seed}, weights {request.weights}"
+        about = f"{len(photos)} synthetic brackets of {request.truth}, seed {request.seed}"
+        about += f", weights {request.weights}"
         return truth_report(found, about, engine.scale)
     brackets, faults = _brackets(request, console)
     with console.live():
@@ -285,6 +289,7 @@ def _run(request: Request, engine: Engine, console: Console) -> Report:
 
 def _results(request: Request, fused: Path, console: Console) -> Report:
     """Evaluate another method's results."""
+    from mffsr.cli.evaluate_report import pairs_report
     from mffsr.evaluate import evaluate_results
     from mffsr.evaluate_files import find_results, listed, require_complete
 

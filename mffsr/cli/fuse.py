@@ -283,7 +283,7 @@ def _dry_run(job: Job, model: JointModel, runtime: Runtime, tile: int | None, co
     from mffsr.fuse import plan_tiles
 
     width, height = job.size
-    plan = plan_tiles(runtime, model, (height, width, 3), tile)
+    plan = plan_tiles(runtime, model, (height, width, 3), tile, job.depth)
     size = (width * job.scale, height * job.scale)
     lines = [
         *(f"photo   {path}" for path in job.photos),
