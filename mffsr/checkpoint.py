@@ -76,8 +76,11 @@ def find(weights: str, scale: int) -> tuple[Path, Path | None]:
     """
     bundled = weights_folder()
     fapn, fn = bundled / "fapn.safetensors", bundled / f"photo-x{scale}.safetensors"
+    names = sorted({path.name.rsplit("-x", 1)[0] for path in bundled.glob("*-x[234].safetensors")})
     given = Path(weights)
-    if given.is_dir():
+    if weights == "photo" or weights in names:  # even where a folder of that name stands around
+        fn = bundled / f"{weights}-x{scale}.safetensors"
+    elif given.is_dir():
         fapn = given / "fapn.safetensors" if (given / "fapn.safetensors").exists() else fapn
         fn = given / f"x{scale}.safetensors"
     elif given.suffix or given.exists() or os.sep in weights:
@@ -92,7 +95,6 @@ def find(weights: str, scale: int) -> tuple[Path, Path | None]:
     needed = [fapn] if scale == 1 else [fapn, fn]
     for path in needed:
         if not path.exists():
-            names = sorted({p.name.rsplit("-x", 1)[0] for p in bundled.glob("*-x[234].safetensors")})
             raise CheckpointError(
                 f"{path}: no such weight file\n"
                 f"bundled sets: {', '.join(names) or 'none'}; mffsr doctor lists what is there"

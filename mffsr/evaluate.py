@@ -86,7 +86,7 @@ class Engine:
 
     def enlarge(self, image: Pixels) -> Pixels:
         """Super-resolve one image: the product's renderer with a single source that wins everywhere."""
-        tile = plan_tiles(self.runtime, self.model, image.shape, self.tile).render
+        tile = plan_tiles(self.runtime, self.model, image.shape, self.tile, depth=8).render
         labels = np.zeros(image.shape[:2], np.uint16)
         rendered = render(self.model, [image], labels, self.runtime, tile=tile, depth=8)
         return rendered.pixels.astype(np.uint8, copy=False)

@@ -85,7 +85,7 @@ def find_brackets(folder: Path) -> tuple[list[Bracket], list[str]]:
         lacking = [frame for frame in expected if frame not in found]
         beyond = [path.name for frame, paths in found.items() if frame not in expected for path in paths]
         twice = [path.name for paths in found.values() for path in paths[1:]]
-        for frame in lacking:
+        for frame in lacking if not beyond else ():
             present = next(iter(found.values()))[0]
             faults.append(f"{present.with_stem(present.stem[: len(scene) + 1] + frame).name} is missing")
         faults += [f"{name} is one frame more than the other brackets have" for name in beyond]

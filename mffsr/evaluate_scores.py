@@ -39,6 +39,13 @@ __all__ = [
 Progress = Callable[[str, int, int], None]
 
 RESAMPLES = 2000  # of the bootstrap
+LIKENESS = ("psnr_y", "ssim_y")
+ORDER = (
+    *("Q_MI", "Q_NICE", "Q_G", "Q_P", "Q_S", "Q_Y"),
+    *LIKENESS,
+    *("label_accuracy", "boundary_accuracy"),
+    *(f"{prefix}_{key}" for prefix in ("ceiling", "sr", "bicubic") for key in LIKENESS),
+)
 
 
 class Row(NamedTuple):
@@ -162,6 +169,11 @@ class Scores:
         """Wait for all numbers and return the methods in the order in which they began."""
         while self._pending:
             self._collect(wait(self._pending, return_when=FIRST_COMPLETED).done)
+        for evaluation in self._methods.values():
+            for row in evaluation.rows:  # whichever worker was first
+                ordered = sorted(row.values.items(), key=lambda item: ORDER.index(item[0]))
+                row.values.clear()
+                row.values.update(ordered)
         return list(self._methods.values())
 
 

@@ -51,6 +51,11 @@ class Console:
         self._tasks: dict[str, Any] = {}
         self._last: dict[str, float] = {}
 
+    @property
+    def drawing(self) -> bool:
+        """Whether progress bars are being drawn."""
+        return self._live is not None
+
     def message(self, text: str) -> None:
         """Say something on stderr, unless --quiet."""
         if not self.quiet:
@@ -87,7 +92,7 @@ class Console:
         label = STAGES.get(stage, stage)
         if self._live is not None:
             if stage not in self._tasks:
-                self._tasks[stage] = self._live.add_task(label, total=total)
+                self._tasks[stage] = self._live.add_task(label, total=total, completed=done)
             self._live.update(self._tasks[stage], completed=done, total=total)
             return
         now = time.monotonic()

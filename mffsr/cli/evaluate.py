@@ -114,7 +114,7 @@ def evaluate(
     ] = None,
     reduce: Annotated[
         Reduce | None,
-        typer.Option(help="paper: OpenCV's bicubic, not antialiased.  [paper for --pairs, else antialiased]"),
+        typer.Option(help="paper: OpenCV's bicubic, not antialiased; the default with --pairs."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic brackets.")] = 0,
     weights: Annotated[
@@ -145,12 +145,7 @@ def evaluate(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No messages, only errors.")] = False,
     debug: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Measure fused photos: the paper's six metrics and tables; PSNR, SSIM and the focus map with a truth.
-
-    Sharpness is measured on 8-bit images. --protocol paper: originals are cropped to a multiple of the
-    scale from the top left, reduced by OpenCV's bicubic, fused and super-resolved without registration, and
-    compared with the originals.
-    """
+    """Measure fused photos: the paper's metrics and tables; PSNR, SSIM and the focus map with a truth."""
     console = Console(quiet=quiet, as_json=as_json)
     with exit_codes(console, debug=debug):
         request = Request(
@@ -196,8 +191,8 @@ def _check(request: Request, sources: list[str] | None, protocol: Protocol | Non
         if given
     ]
     if len(modes) != 1:
-        found = " and ".join(modes) or "none of them"
-        raise UsageError(f"{found} given, expected one of --sources, --pairs and --truth")
+        found = f"{' and '.join(modes)} given" if modes else "nothing to evaluate"
+        raise UsageError(f"{found}: expected one of --sources, --pairs and --truth")
     if sources and request.fused is None:
         raise UsageError("--sources without --fused: which photo was made of them?")
     if request.truth and request.fused is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,7 @@ def truth_report(found: Sequence[Evaluation], about: str, scale: int) -> Report:
     columns = [key for key in SYNTHETIC if key in found[0].mean]
     sheets = [_images(found[0], columns, f"{found[0].method}, ×{scale}, {about}", LEGEND)]
     if len(found) > 1:
-        lines = [Line(other.method, other.mean) for other in found]
+        lines = [_own(other.method, other.mean) for other in found]
         sheets.append(
             Sheet(
                 title=f"means at ×{scale} over {about}",
@@ -91,7 +91,7 @@ def pairs_report(
     by more than one method.
     """
     table, rows = paper_rows(scale)
-    lines = [Line(other.method, other.mean) for other in found] + _printed(rows)
+    lines = [_own(other.method, other.mean) for other in found] + _printed(rows)
     if ablated and scale == 2:
         table, lines = f"{table} and Table IV", lines + _printed(TABLE_IV)
     notes = [f"paper: {table} of {CITATION}"]
@@ -117,7 +117,7 @@ def pairs_report(
 def _single(found: Sequence[Evaluation], name: str) -> list[Sheet]:
     """One image of Tables II and III, if it was measured."""
     lines = [
-        Line(TWO_STEPS.get(evaluation.method, evaluation.method), row.values)
+        _own(TWO_STEPS.get(evaluation.method, evaluation.method), row.values)
         for evaluation in found
         for row in evaluation.rows
         if row.name.casefold() == name
@@ -132,7 +132,15 @@ def _single(found: Sequence[Evaluation], name: str) -> list[Sheet]:
 
 
 def _printed(rows: Sequence[PaperRow]) -> list[Line]:
-    return [Line(f"paper: {row.method}", row.by_key, apart=i == 0) for i, row in enumerate(rows)]
+    return [
+        Line(f"paper: {row.method}", row.by_key, apart=i == 0, rival="(sic)" not in row.method)
+        for i, row in enumerate(rows)
+    ]
+
+
+def _own(method: str, values: Mapping[str, float]) -> Line:
+    """A line of this run; a source alone is no fusion, but agrees with itself better than any fusion can."""
+    return Line(method, values, rival=not method.startswith("source "))
 
 
 def _data(found: Sequence[Evaluation], missing: list[str]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Line:
     label: str
     values: Mapping[str, float]
     apart: bool = False  # set off from the line before
+    rival: bool = True  # False: no fusion, or printed in error; never marked as the best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +102,7 @@ def _drawn(sheet: Sheet) -> str:
     import rich.table
     from rich.text import Text
 
-    table = rich.table.Table(
-        title=Text(sheet.title), title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, heading in enumerate(sheet.head):
         table.add_column(Text(heading), justify="right" if index else "left", no_wrap=True)
     for line in sheet.lines:
@@ -111,12 +110,11 @@ def _drawn(sheet: Sheet) -> str:
             table.add_section()
         table.add_row(*(Text(cell) for cell in sheet.cells(line)))
     width = shutil.get_terminal_size().columns
+    if rich.console.Console(width=1000).measure(table).maximum > width:
+        return _plain(sheet)  # cut off nothing
     out = io.StringIO()
-    screen = rich.console.Console(file=out, force_terminal=True, width=width)
-    if screen.measure(table).minimum > width:
-        return _plain(sheet)
-    screen.print(table, end="")
-    return "\n".join([out.getvalue().rstrip("\n"), *sheet.notes])
+    rich.console.Console(file=out, force_terminal=True, width=width).print(table, end="")
+    return "\n".join([sheet.title, out.getvalue().strip("\n"), *sheet.notes])
 
 
 def to_csv(rows: Iterable[Sequence[str | float | None]]) -> str:
@@ -136,7 +134,7 @@ def to_latex(sheets: Iterable[Sheet]) -> str:
 def _latex(sheet: Sheet) -> str:
     best = {
         key: max(
-            (line.values[key] for line in sheet.lines if key in line.values and "(sic)" not in line.label),
+            (line.values[key] for line in sheet.lines if line.rival and key in line.values),
             default=math.nan,
         )
         for key in sheet.columns
@@ -149,7 +147,7 @@ def _latex(sheet: Sheet) -> str:
         cells = [_escaped(cell) for cell in sheet.cells(line)]
         if sheet.compared:
             for index, key in enumerate(sheet.columns, 1):
-                if line.values.get(key) == best[key]:
+                if line.rival and line.values.get(key) == best[key]:
                     cells[index] = rf"\textbf{{{cells[index]}}}"
         lines += ([r"\hline"] if line.apart else []) + [" & ".join(cells) + r" \\"]
     return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])

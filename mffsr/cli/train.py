@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -12,13 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mffsr.cli.console import Console, exit_codes
+from mffsr.cli.console import Console, Terminated, exit_codes
 from mffsr.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
+    from mffsr.device import Runtime
     from mffsr.training.photos import Photos
+    from mffsr.training.processes import Processes
     from mffsr.training.stages import Stage
-    from mffsr.training.train import Report
+    from mffsr.training.train import Report, RunOptions
 
 __all__ = ["train"]
 
@@ -68,7 +72,7 @@ def train(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of each stage.  [the paper-like schedule]")
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Samples a step.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples a step, of each process.")] = None,
     patch: Annotated[int | None, typer.Option(min=16, help="Low-resolution pixels a side.")] = None,
     rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -83,7 +87,10 @@ def train(
     sdfc: Annotated[bool, typer.Option(help="Table II: shallow and deep feature combination.")] = True,
     geb: Annotated[bool, typer.Option(help="Table II: gradient embedding.")] = True,
     device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    compiled: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile.  [on CUDA]")
+    ] = None,
     preview: Annotated[
         int, typer.Option(min=0, help="Write N synthetic brackets as a contact sheet, and stop.")
     ] = 0,
@@ -92,29 +99,19 @@ def train(
 ) -> None:
     """Train the paper's stages: FAPN, then SRN, then SRN and D2 jointly."""
     console = Console(quiet=quiet)
-    with exit_codes(console, debug=debug), _locked(out):
-        from mffsr.device import choose
+    with exit_codes(console, debug=debug):
         from mffsr.model import FapnConfig
-        from mffsr.training.preview import write_preview
+        from mffsr.training.processes import join
         from mffsr.training.stages import STAGES
-        from mffsr.training.train import RunOptions, join_processes, patch_needed, shorten, train_stage
+        from mffsr.training.train import RunOptions, shorten
 
-        wanted = [s for s in STAGES if which is Which.all or s.name == which.value]
         stages = [
             shorten(
                 s, steps=steps, batch=batch, patch=patch, rate=rate, warmup=min(s.warmup, steps or s.warmup)
             )
-            for s in wanted
+            for s in STAGES
+            if which is Which.all or s.name == which.value
         ]
-        runtime = choose(device, precision)
-        processes = join_processes()
-        console.quiet = quiet or processes.rank > 0
-        console.message(f"device: {runtime.reason}")
-        smallest = max(patch_needed(stage, scale) for stage in stages)
-        photos, held_out = _photos(data, validation, smallest, runtime.device, console)
-        if preview:
-            console.result(str(write_preview(photos, out / "preview.png", preview, seed)))
-            return
         options = RunOptions(
             scale=scale,
             degradation=degradation.value,
@@ -123,96 +120,257 @@ def train(
             gradient_embedding=geb,
             shallow_deep=sdfc,
         )
-        deadline = time.monotonic() + 60 * minutes if minutes else None
-        stop = _Stop(deadline)
-        for stage in stages:
-            weights = train_stage(
-                stage,
-                options,
-                photos,
-                held_out,
-                out,
-                runtime,
-                initial=_initial(stage, initial, out, scale, which),
-                fapn=_guide(fapn, out) if stage.name == "joint" else None,
+        runtime = _runtime(device, precision)
+        processes = join(runtime.device)
+        console.quiet = quiet or processes.rank > 0
+        console.message(f"device: {runtime.reason}")
+        with _locked(out, processes):
+            with processes.together(), console.live():
+                if not preview:
+                    _check_folder(out, stages, scale, resume=resume)
+                photos, held_out = _photos(data, validation, stages, scale, runtime, console)
+            if preview:
+                from mffsr.training.preview import write_preview
+
+                console.result(str(write_preview(photos, out / "preview.png", preview, seed)))
+                return
+            run = _Run(out, which, options, photos, held_out, runtime, processes, console)
+            run.stages(
+                stages,
+                initial=initial,
+                fapn=fapn,
+                minutes=minutes,
                 resume=resume,
-                processes=processes,
+                compiled=compiled,
                 validate_every=validate_every,
                 save_every=save_every,
-                on_report=lambda report: _report(report, console),
-                should_stop=stop,
             )
-            if stop.interrupted:
-                raise KeyboardInterrupt
-            console.result(str(weights))
+
+
+class _Run:
+    """The stages of one command, one after the other."""
+
+    def __init__(
+        self,
+        out: Path,
+        which: Which,
+        options: RunOptions,
+        photos: Photos,
+        held_out: Photos,
+        runtime: Runtime,
+        processes: Processes,
+        console: Console,
+    ) -> None:
+        self.out, self.which, self.options = out, which, options
+        self.photos, self.held_out = photos, held_out
+        self.runtime, self.processes, self.console = runtime, processes, console
+
+    def stages(
+        self,
+        stages: Sequence[Stage],
+        *,
+        initial: Path | None,
+        fapn: Path | None,
+        minutes: float | None,
+        resume: bool,
+        compiled: bool | None,
+        validate_every: int,
+        save_every: int,
+    ) -> None:
+        """Train the stages; raises KeyboardInterrupt or Terminated once the state is saved."""
+        from mffsr.training.train import train_stage
+
+        console = self.console
+        stop = _Stop(time.monotonic() + 60 * minutes if minutes else None)
+        for stage in stages:
+            with console.live():
+                weights, step = train_stage(
+                    stage,
+                    self.options,
+                    self.photos,
+                    self.held_out,
+                    self.out,
+                    self.runtime,
+                    initial=_initial(stage, initial, self.out, self.options.scale, self.which),
+                    fapn=_guide(fapn, self.out) if stage.name == "joint" else None,
+                    resume=resume,
+                    processes=self.processes,
+                    compiled=compiled,
+                    validate_every=validate_every,
+                    save_every=save_every,
+                    on_report=_Told(console),
+                    should_stop=stop,
+                )
+            if step < stage.steps:
+                kept = f"its state is kept in {self.out}, go on with --resume" if step else "nothing to keep"
+                console.message(f"{stage.name} stopped after step {step} of {stage.steps}: {kept}")
+                break
+            if self.processes.rank == 0:
+                console.result(str(weights))
+        self.processes.leave()
+        stop.leave()
 
 
 class _Stop:
     """Whether training should end at the next step: Ctrl-C, SIGTERM or the time is up.
 
-    A second Ctrl-C stops at once; the last saved state stays.
+    A second signal stops at once; what was saved last stays.
     """
 
     def __init__(self, deadline: float | None) -> None:
         self.deadline = deadline
-        self.interrupted = False
-        signal.signal(signal.SIGINT, self._interrupt)
+        self.signal: int | None = None
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGINT, self._interrupt)
+            signal.signal(signal.SIGTERM, self._interrupt)
 
     def _interrupt(self, number: int, frame: object) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
+        again = self.signal is not None
+        self.signal = number
+        if again:
+            self.leave()
+
+    def leave(self) -> None:
+        """Raise what the signal that came, if any, stands for."""
+        if self.signal is not None:
+            raise Terminated if self.signal == signal.SIGTERM else KeyboardInterrupt
 
     def __call__(self) -> bool:
-        return self.interrupted or (self.deadline is not None and time.monotonic() > self.deadline)
+        return self.signal is not None or (self.deadline is not None and time.monotonic() > self.deadline)
+
+
+class _Told:
+    """Tells of a stage's course: a bar where one can be drawn, lines every so often and at validations."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.begun: tuple[float, int] | None = None
+        self.last = time.monotonic()
+        self.busy: float | None = None
+
+    def __call__(self, report: Report) -> None:
+        """Take one report of the loop."""
+        now = time.monotonic()
+        self.begun = self.begun or (now, report.step)
+        self.busy = self.busy if report.gpu_busy is None else report.gpu_busy
+        if self.console.drawing:
+            self.console.progress(f"Training {report.stage}", report.step, report.steps)
+        every = 60 if self.console.drawing else 10  # seconds
+        if not report.scores and report.step < report.steps and now - self.last < every:
+            return
+        self.last = now
+        parts = [] if report.loss is None else [f"loss {report.loss:.5f}"]
+        parts += [f"{name} {value:.4g}" for name, value in (report.scores or {}).items()]
+        if report.images_per_second is not None and report.data_share is not None:
+            parts += [
+                f"{report.images_per_second:.1f} patches/s",
+                f"{report.data_share:.0%} of it making data",
+            ]
+        if self.busy is not None:
+            parts.append(f"GPU {self.busy:.0%} busy")
+        if report.step > self.begun[1] and report.step < report.steps and not self.console.drawing:
+            rate = (now - self.begun[0]) / (report.step - self.begun[1])
+            parts.append(f"{_duration(rate * (report.steps - report.step))} left")
+        self.console.message(f"{report.stage} {report.step} of {report.steps}: {', '.join(parts)}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _runtime(device: str, precision: str) -> Runtime:
+    """Choose device and precision; under torchrun each process takes the GPU of its own number."""
+    import torch
+
+    from mffsr.device import choose
+
+    local = os.environ.get("LOCAL_RANK")
+    if local is not None and device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{local}"
+    runtime = choose(device, precision)
+    if runtime.dtype == torch.float16:
+        if precision != "auto":
+            raise UsageError("precision fp16: gradients would vanish in it\nuse bf16, fp32 or auto to train")
+        runtime = choose(device, "fp32")
+    return runtime
 
 
 @contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """Create the run folder and keep a second training out of it."""
-    run.mkdir(parents=True, exist_ok=True)
-    lock = (run / ".lock").open("w")
-    try:
-        import fcntl
-
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows
-        pass
-    except OSError:
-        lock.close()
-        raise TrainingError(
-            f"{run}: another training is running in this folder\nchoose another --out"
-        ) from None
-    with lock:
+def _locked(run: Path, processes: Processes) -> Iterator[None]:
+    """Create the run folder and keep a second training out of it; the first process does so for all."""
+    with contextlib.ExitStack() as held:
+        with processes.together():
+            if processes.rank == 0:
+                held.enter_context(_lock(run))
+                for left in run.glob(".*.safetensors.*.tmp"):  # of a run that was killed while it wrote
+                    left.unlink(missing_ok=True)
         yield
 
 
+@contextmanager
+def _lock(run: Path) -> Iterator[None]:
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows
+            pass
+        except OSError:
+            raise TrainingError(
+                f"{run}: another training is running in this folder\nchoose another --out"
+            ) from None
+        yield
+
+
+def _check_folder(run: Path, stages: Sequence[Stage], scale: int, *, resume: bool) -> None:
+    """Refuse to overwrite a run that is there."""
+    from mffsr.training.train import state_file
+
+    for stage in stages:
+        state = state_file(run, stage, scale)
+        if state.exists() and not resume:
+            raise UsageError(
+                f"{state}: this folder holds a training of {stage.name} already\n"
+                "go on with it by --resume, or choose another --out"
+            )
+
+
 def _photos(
-    data: Path, validation: Path | None, smallest: int, device: object, console: Console
+    data: Path,
+    validation: Path | None,
+    stages: Sequence[Stage],
+    scale: int,
+    runtime: Runtime,
+    console: Console,
 ) -> tuple[Photos, Photos]:
     """Load the training and the validation photographs."""
-    import torch
+    from mffsr.training.photos import FEWEST, find_photos, hold_out, load_photos
+    from mffsr.training.train import patch_needed
+    from mffsr.training.validate import SMALLEST
 
-    from mffsr.training.photos import find_photos, load_photos
-
-    if not isinstance(device, torch.device):
-        raise TypeError(type(device))
-    paths = find_photos(data)
+    paths = find_photos(data, FEWEST)
     if validation is not None:
         held_out = find_photos(validation)
     else:
-        held_out = paths[:: max(1, len(paths) // 4)][:4]
-        paths = [path for path in paths if path not in held_out] or held_out
+        paths, held_out = hold_out(paths)
     done = 0
 
     def count() -> None:
         nonlocal done
         done += 1
-        console.progress("Decoding", done, len(paths))
+        console.progress("Decoding", done, len(paths) + len(held_out))
 
-    photos = load_photos(paths, device, smallest=smallest, progress=count)
-    console.message(f"{len(photos)} photographs, {photos.megapixels:.1f} megapixels")
-    return photos, load_photos(held_out, device, smallest=96)
+    smallest = max(patch_needed(stage, scale) for stage in stages)
+    photos = load_photos(paths, runtime.device, smallest=smallest, progress=count)
+    scored = load_photos(held_out, runtime.device, smallest=SMALLEST, progress=count)
+    console.message(
+        f"{len(photos)} photographs, {photos.megapixels:.1f} megapixels; {len(scored)} to validate on"
+    )
+    return photos, scored
 
 
 def _initial(stage: Stage, given: Path | None, run: Path, scale: int, which: Which) -> Path | None:
@@ -234,14 +392,3 @@ def _guide(given: Path | None, run: Path) -> Path:
         return given
     own = run / "fapn.safetensors"
     return own if own.exists() else weights_folder() / "fapn.safetensors"
-
-
-def _report(report: Report, console: Console) -> None:
-    if report.scores:
-        scores = ", ".join(f"{name} {value:.4g}" for name, value in report.scores.items())
-        console.message(f"{report.stage} {report.step}: loss {report.loss:.5f}, {scores}")
-    elif report.step % 50 == 0:
-        console.message(
-            f"{report.stage} {report.step} of {report.steps}: loss {report.loss:.5f}, "
-            f"{report.images_per_second:.1f} patches/s, {report.data_share:.0%} of the time on data"
-        )

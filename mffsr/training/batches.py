@@ -92,7 +92,7 @@ def _layers(masks: Tensor, size: int, rngs: Sequence[Generator]) -> Tensor:
 
 
 def _zoom(masks: Tensor, cuts: Tensor, size: int) -> Tensor:
-    """Cut squares (mask, top, left, side) (..., 4) out of masks (M, S, S) and scale them to (..., size, size).
+    """Cut squares (mask, top, left, side) (..., 4) out of masks (M, S, S); scale them to (..., size, size).
 
     Bilinear, as `F.interpolate` does it, but of squares of many sizes at once.
     """

@@ -21,7 +21,7 @@ Points = Sequence[tuple[float, float]]
 def draw_curves(title: str, series: Mapping[str, Points]) -> Image.Image:
     """Return a picture with one panel per series of (step, value); series without points are left out.
 
-    Scores of one unit share a panel: those of a name's last word in common ("psnr bicubic", "psnr network").
+    Scores of one unit share a panel.
     """
     drawn = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
     panels: dict[str, dict[str, Points]] = {}
@@ -37,12 +37,16 @@ def draw_curves(title: str, series: Mapping[str, Points]) -> Image.Image:
 
 
 def _unit(name: str) -> str:
-    if name == "loss" or name.startswith("ssim"):
-        return name.split("_")[0]
+    if name == "loss":
+        return name
+    if name.startswith("ssim"):
+        return "SSIM-Y"
     return "PSNR-Y, dB" if name.startswith("psnr") else "share of pixels decided rightly"
 
 
-def _panel(draw: ImageDraw.ImageDraw, top: int, title: str, curves: Mapping[str, Points], last: float) -> None:
+def _panel(
+    draw: ImageDraw.ImageDraw, top: int, title: str, curves: Mapping[str, Points], last: float
+) -> None:
     """Draw one panel, its upper edge at `top`: frame, grid, labels, one line per curve."""
     values = [value for points in curves.values() for _, value in points]
     log = min(values) > 0 and max(values) / min(values) > LOG_SPAN
@@ -61,7 +65,13 @@ def _panel(draw: ImageDraw.ImageDraw, top: int, title: str, curves: Mapping[str,
         draw.text((x - 6 * FINE, y), f"{value:.4g}", fill=INK, font=small, anchor="rm")
         x, y = at(last * tick / 4, low)
         draw.text((x, y + 6 * FINE), f"{last * tick / 4:,.0f}", fill=INK, font=small, anchor="mt")
-    draw.text((LEFT * FINE, (top + TOP / 2) * FINE), title, fill=INK, font=ImageFont.load_default(14 * FINE), anchor="lm")
+    draw.text(
+        (LEFT * FINE, (top + TOP / 2) * FINE),
+        title,
+        fill=INK,
+        font=ImageFont.load_default(14 * FINE),
+        anchor="lm",
+    )
     right = (WIDTH - RIGHT) * FINE
     for colour, (name, points) in zip(LINES * len(curves), curves.items(), strict=False):
         draw.line([at(*p) for p in points], fill=colour, width=2 * FINE, joint="curve")

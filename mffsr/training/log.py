@@ -10,7 +10,7 @@ from pathlib import Path
 from mffsr.checkpoint import write_file
 from mffsr.training.curve import draw_curves
 
-__all__ = ["Log"]
+__all__ = ["COLUMNS", "Log"]
 
 COLUMNS = ("step", "loss", "rate", "seconds", "images_per_second", "data_share", "gpu_busy")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ __all__ = ["Crop", "Photos", "find_photos", "hold_out", "load_photos", "sharp_bl
 BLOCK = 32  # side of the blocks whose sharpness is judged, pixels
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 FEWEST = 2  # photographs a folder must hold: one to train on, one to validate on
-_TURNS = (  # of a square of side n + 1: (row, column) = n·a + i·b + j·c for the pixel (i, j) of the turned one
+# Turns of a square of side n + 1: pixel (i, j) is taken from the row and the column n·a + i·b + j·c.
+_TURNS = (
     ((0, 1, 0), (0, 0, 1)),
     ((0, 0, 1), (1, -1, 0)),
     ((1, -1, 0), (1, 0, -1)),
@@ -98,6 +100,11 @@ class Photos:
         """Pixels of all photos together, in millions."""
         return sum(image.shape[1] * image.shape[2] for image in self.images) / 1e6
 
+    def fingerprint(self) -> str:
+        """Return a short digest of the photos' names and sizes: a run resumes on the same ones."""
+        sizes = [f"{Path(n).name} {tuple(i.shape)}" for n, i in zip(self.names, self.images, strict=True)]
+        return hashlib.sha256("\n".join(sizes).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
     def choose(self, size: int, rng: Generator) -> Crop:
         """Draw a size×size crop whose blocks are mostly sharp; after 12 tries the sharpest one drawn."""
         best, best_share = None, -1.0
@@ -132,15 +139,15 @@ class Photos:
         return self._pixels[index].float() / 255
 
     def _plan(self, crop: Crop, size: int) -> tuple[int, int, int, int]:
-        """Return where a crop's first pixel is, and how far the next ones down, right and of the next colour are.
+        """Return where a crop's first pixel is, and how far to the next one down, right and in colour.
 
         A crop is turned by quarters (turn % 4, counter-clockwise), then flipped left to right (turn ≥ 4).
         """
         height, width = self.images[crop.photo].shape[1:]
         first, down, right = crop.top * width + crop.left, 0, 0
         for stride, (n, i, j) in zip((width, 1), _TURNS[crop.turn % 4], strict=True):
-            n, j = (n + j, -j) if crop.turn >= 4 else (n, j)
-            first, down, right = first + stride * n * (size - 1), down + stride * i, right + stride * j
+            n_, j_ = (n + j, -j) if crop.turn >= 4 else (n, j)
+            first, down, right = first + stride * n_ * (size - 1), down + stride * i, right + stride * j_
         return self._starts[crop.photo] + first, down, right, height * width
 
 
@@ -207,7 +214,9 @@ def load_photos(
 
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(load, paths))
-    faults = sorted((item for item in results if isinstance(item, _Fault)), key=lambda fault: not fault.damaged)
+    faults = sorted(
+        (item for item in results if isinstance(item, _Fault)), key=lambda fault: not fault.damaged
+    )
     if faults:
         more = f"\n… and {len(faults) - 3} more" if len(faults) > 3 else ""
         text = "\n".join(fault.text for fault in faults[:3]) + more

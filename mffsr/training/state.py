@@ -22,22 +22,28 @@ __all__ = ["Average", "load_state", "save_state"]
 
 
 class Average:
-    """The exponential moving average (EMA) of a network's tensors."""
+    """The exponential moving average (EMA) of a network's tensors; the network must stay where it is."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.tensors = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        live = network.state_dict()  # the network's own memory, which training changes in place
+        self.tensors = {name: value.detach().clone() for name, value in live.items()}
+        moving = [name for name, value in live.items() if value.is_floating_point()]
+        self._live, self._mine = [live[name] for name in moving], [self.tensors[name] for name in moving]
+        self._counts = [(self.tensors[n], value) for n, value in live.items() if n not in set(moving)]
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Move towards the network; the first steps count more, so that the beginning is forgotten."""
         keep = min(self.decay, (1 + step) / (10 + step))
-        for name, value in network.state_dict().items():
-            mine = self.tensors[name]
-            if mine.is_floating_point():
-                mine.lerp_(value, 1 - keep)
-            else:
-                mine.copy_(value)
+        torch._foreach_lerp_(self._mine, self._live, 1 - keep)
+        for mine, value in self._counts:
+            mine.copy_(value)
+
+    @torch.no_grad()
+    def finite(self) -> bool:
+        """Return whether every value is finite, in float16 too; waits for the device."""
+        return bool(torch.stack([torch.isfinite(tensor.half()).all() for tensor in self._mine]).all())
 
 
 def save_state(

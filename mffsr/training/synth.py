@@ -36,8 +36,8 @@ class Frames(NamedTuple):
 def kernels(radii: Tensor, disc: Tensor, size: int) -> Tensor:
     """Return normalised blur kernels (..., size, size), float32, for radii (...) in pixels.
 
-    Where `disc` (...) is true a disc with an antialiased edge, elsewhere a Gaussian of σ = radius / 2. Radius 0
-    is the identity.
+    Where `disc` (...) is true a disc with an antialiased edge, elsewhere a Gaussian of σ = radius / 2.
+    Radius 0 is the identity.
     """
     line = torch.arange(size, device=radii.device, dtype=torch.float32) - size // 2
     distance = torch.hypot(line[:, None], line)

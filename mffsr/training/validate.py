@@ -9,39 +9,58 @@ from torch import Tensor
 
 from mffsr.model import FAPN, FN
 from mffsr.model.joint import decide, soft_transition
+from mffsr.model.srn import enlarge
 from mffsr.training import degrade
 from mffsr.training.batches import validation_brackets
+from mffsr.training.losses import ssim
 from mffsr.training.photos import Photos
 
-__all__ = ["focus_scores", "fusion_scores", "psnr_y", "sr_scores"]
+__all__ = ["SCORES", "SMALLEST", "focus_scores", "fusion_scores", "psnr_y", "sr_scores", "ssim_y"]
+
+SMALLEST = 96  # pixels a side that a photo must have to be validated on, at any scale
+SCORES = {  # what is measured of each stage
+    "fapn": ("accuracy", "boundary"),
+    "srn": ("psnr_y", "psnr_y_bicubic", "ssim_y"),
+    "joint": ("psnr_y", "psnr_y_ceiling", "psnr_y_bicubic", "ssim_y"),
+}
+
+
+def _luma(image: Tensor, border: int) -> Tensor:
+    """Return the luma (BT.601, 16…235) of 8-bit rounded images (1, 3, H, W), less a border: (1, 1, h, w)."""
+    weights = torch.tensor([65.481, 128.553, 24.966], device=image.device).view(1, 3, 1, 1)
+    rounded = (image.clamp(0, 1) * 255).round() / 255
+    luma = (rounded.float() * weights).sum(1, keepdim=True) + 16
+    return luma[:, :, border:-border, border:-border]
 
 
 def psnr_y(image: Tensor, truth: Tensor, border: int) -> float:
     """Return the PSNR in dB of the luma (BT.601, 16…235) of 8-bit rounded images (1, 3, H, W)."""
-    weights = torch.tensor([65.481, 128.553, 24.966], device=image.device).view(1, 3, 1, 1)
+    return float(10 * torch.log10(255**2 / (_luma(image, border) - _luma(truth, border)).square().mean()))
 
-    def luma(x: Tensor) -> Tensor:
-        x = (x.clamp(0, 1) * 255).round() / 255
-        return (x.float() * weights).sum(1)[:, border:-border, border:-border]
 
-    return float(10 * torch.log10(255**2 / (luma(image) - luma(truth)).square().mean()))
+def ssim_y(image: Tensor, truth: Tensor, border: int) -> float:
+    """Return the structural similarity of the same luma."""
+    with torch.autocast(image.device.type, enabled=False):  # half precision would round the index to 1/256
+        return float(ssim(_luma(image, border) / 255, _luma(truth, border) / 255))
 
 
 @torch.inference_mode()
 def sr_scores(network: FN, photos: Photos, kind: degrade.Degradation, limit: int) -> dict[str, float]:
-    """Return the mean PSNR-Y of the enlarged photos and of bicubic enlargement, LR as `kind` makes it."""
-    from mffsr.model.srn import enlarge
+    """Return mean PSNR-Y and SSIM-Y of the enlarged photos, and the former of bicubic enlargement.
 
-    scale, ours, bicubic = network.config.scale, [], []
-    for image in photos.images[:limit]:
-        high = image[None].float() / 255
+    Low resolution is as `kind` makes it, without its random faults.
+    """
+    scale, ours = network.config.scale, []
+    for photo in photos.images[:limit]:
+        high = photo[None].float() / 255
         height, width = (side // scale * scale for side in high.shape[2:])
         high = high[:, :, :height, :width]
         make = degrade.reduce_opencv if kind == "paper" else degrade.reduce_antialiased
         low = (make(high, scale).clamp(0, 1) * 255).round() / 255
-        ours.append(psnr_y(network.srn(low.contiguous(memory_format=torch.channels_last)), high, scale))
-        bicubic.append(psnr_y(enlarge(low, scale), high, scale))
-    return {"psnr_y": float(np.mean(ours)), "bicubic": float(np.mean(bicubic))}
+        image = network.srn(low.contiguous(memory_format=torch.channels_last))
+        bicubic = psnr_y(enlarge(low, scale), high, scale)
+        ours.append((psnr_y(image, high, scale), bicubic, ssim_y(image, high, scale)))
+    return dict(zip(SCORES["srn"], np.mean(ours, 0).tolist(), strict=True))
 
 
 @torch.inference_mode()
@@ -67,15 +86,24 @@ def focus_scores(network: FAPN, photos: Photos, masks: Tensor, count: int) -> di
 
 @torch.inference_mode()
 def fusion_scores(fapn: FAPN, network: FN, photos: Photos, masks: Tensor, count: int) -> dict[str, float]:
-    """Return PSNR-Y of the fused enlargement, and of enlarging the all-in-focus photo (the ceiling)."""
-    scale, fused, ceiling = network.config.scale, [], []
+    """Return mean PSNR-Y and SSIM-Y of the fused enlargement of synthetic brackets, and what to compare with.
+
+    `psnr_y_ceiling` is the same network's enlargement of a photo that is in focus everywhere,
+    `psnr_y_bicubic` the bicubic enlargement of both frames, fused by the same focus map.
+    """
+    scale, found = network.config.scale, []
     for index in range(count):
         batch = validation_brackets(photos, masks, 256, scale, index)
         first = decide(fapn(batch.image1, batch.image2))
         weights = soft_transition(torch.cat((first, 1 - first), 1))
         image = network((batch.image1, batch.image2), weights)
-        fused.append(psnr_y(image, batch.sharp, scale))
         low = (degrade.reduce_antialiased(batch.sharp, scale).clamp(0, 1) * 255).round() / 255
-        one = torch.ones_like(first)
-        ceiling.append(psnr_y(network((low,), one), batch.sharp, scale))
-    return {"fused": float(np.mean(fused)), "ceiling": float(np.mean(ceiling))}
+        ceiling = network((low,), torch.ones_like(first))
+        wide = F.interpolate(weights, scale_factor=scale, mode="bilinear", align_corners=False)
+        bicubic = sum(
+            w * enlarge(frame, scale)
+            for w, frame in zip(wide.split(1, 1), (batch.image1, batch.image2), strict=True)
+        )
+        scores = [psnr_y(x, batch.sharp, scale) for x in (image, ceiling, torch.as_tensor(bicubic))]
+        found.append((*scores, ssim_y(image, batch.sharp, scale)))
+    return dict(zip(SCORES["joint"], np.mean(found, 0).tolist(), strict=True))

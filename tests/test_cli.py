@@ -1,0 +1,247 @@
+"""The command line as a user has it: real processes, exit codes, messages, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import bracket
+
+from mffsr.photo import Photo, read_photo, write_photo
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "100"}
+
+
+def mffsr(*arguments, cwd=None, env=ENV, **options):
+    command = [sys.executable, "-m", "mffsr", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240, check=False, **options
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    near, far, _, _ = bracket(72, 96)
+    write_photo(Photo(pixels=near), tmp_path / "a.jpg")
+    write_photo(Photo(pixels=far), tmp_path / "b.jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def fuse(folder, tiny_weights):
+    def run(*arguments, **options):
+        return mffsr("fuse", "--weights", tiny_weights, *arguments, cwd=folder, **options)
+
+    return run
+
+
+def check_refusal(result, code, *words):
+    """Rule R: the code, at most five lines, file and cause named, no traceback."""
+    assert result.returncode == code, result.stderr
+    lines = [
+        line for line in result.stderr.splitlines() if line.startswith("error") or not line[:1].isupper()
+    ]
+    assert len(lines) <= 5, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+    assert result.stdout == ""
+
+
+def test_fuse_writes_the_photo_and_prints_its_name(fuse, folder):
+    result = fuse("a.jpg", "b.jpg", "--scale", "3", "-o", "out.png")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "out.png\n"
+    assert "device: CPU" in result.stderr
+    assert read_photo(folder / "out.png").size == (288, 216)
+    assert sorted(p.name for p in folder.iterdir()) == ["a.jpg", "b.jpg", "out.png"]
+
+
+def test_twice_the_same_bytes_and_never_silently_overwritten(fuse, folder):
+    assert fuse("a.jpg", "b.jpg", "-o", "one.png", "-q").returncode == 0
+    again = fuse("a.jpg", "b.jpg", "-o", "two.png", "-q")
+    assert (again.returncode, again.stderr) == (0, "")
+    first = (folder / "one.png").read_bytes()
+    assert first == (folder / "two.png").read_bytes()
+    (folder / "one.png").write_bytes(b"precious")
+    check_refusal(fuse("a.jpg", "b.jpg", "-o", "one.png"), 1, "one.png", "exist")
+    assert (folder / "one.png").read_bytes() == b"precious"
+    assert fuse("a.jpg", "b.jpg", "-o", "one.png", "--on-exists", "skip").returncode == 0
+    assert (folder / "one.png").read_bytes() == b"precious"
+    assert fuse("a.jpg", "b.jpg", "-o", "one.png", "--on-exists", "rename").stdout == "one-2.png\n"
+    assert fuse("a.jpg", "b.jpg", "-o", "one.png", "-f").returncode == 0
+    assert (folder / "one.png").read_bytes() == first
+
+
+def test_json_is_all_there_is_on_stdout(fuse, folder):
+    result = fuse("a.jpg", "b.jpg", "-o", "out.tif", "--json", "--focus-map", "map.png")
+    data = json.loads(result.stdout)
+    assert (data["width"], data["height"], data["scale"]) == (192, 144, 2)
+    assert sum(frame["share"] for frame in data["frames"]) == pytest.approx(1, abs=1e-5)
+    labels = read_photo(folder / "map.png").pixels
+    assert labels.dtype == np.uint16
+    assert labels.shape == (72, 96, 1)
+    assert (labels == 1).mean() == pytest.approx(data["frames"][1]["share"], abs=1e-4)
+    assert read_photo(folder / "map-preview.png").pixels.shape == (72, 96, 3)
+
+
+def test_default_output_lies_beside_the_first_photo(fuse, folder):
+    assert fuse("a.jpg", "b.jpg", "-s", "2").stdout == "a-fused-x2.jpg\n"
+    assert (folder / "a-fused-x2.jpg").exists()
+
+
+def test_sixteen_bits_stay_and_jpeg_warns(fuse, folder):
+    for name in ("a", "b"):
+        photo = read_photo(folder / f"{name}.jpg")
+        noisy = photo.pixels.astype(np.uint16) * 257 + np.arange(96, dtype=np.uint16)[None, :, None]
+        write_photo(Photo(pixels=np.ascontiguousarray(noisy)), folder / f"{name}.tif")
+    assert fuse("a.tif", "b.tif", "-o", "deep.tif").returncode == 0
+    deep = read_photo(folder / "deep.tif")
+    assert deep.bit_depth == 16
+    assert len(np.unique(deep.pixels)) > 256
+    result = fuse("a.tif", "b.tif", "-o", "flat.jpg")
+    assert result.returncode == 0
+    assert "warning: flat.jpg: 16-bit photos, but the format holds 8 bits" in result.stderr
+    check_refusal(fuse("a.tif", "b.tif", "-o", "x.jpg", "--depth", "16"), 2, "x.jpg", "8 bits")
+
+
+def test_dry_run_writes_nothing(fuse, folder):
+    result = fuse("a.jpg", "b.jpg", "-o", "out.png", "-n")
+    assert result.returncode == 0
+    assert "192×144" in result.stdout
+    assert not (folder / "out.png").exists()
+
+
+def test_globs_lists_and_stdin(fuse, folder):
+    (folder / "list.txt").write_text("a.jpg\nb.jpg\n")
+    for arguments, options in ((["*.jpg"], {}), (["@list.txt"], {}), (["-"], {"input": "a.jpg\nb.jpg\n"})):
+        result = fuse(*arguments, "-o", "out.png", "-f", "-n", **options)
+        assert result.returncode == 0, result.stderr
+        assert "2 photos" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["a.jpg", "missing.jpg"], 1, ["missing.jpg", "No such file"]),
+        (["a.jpg"], 2, ["at least 2"]),
+        (["a.jpg", "a.jpg"], 2, ["a.jpg", "given twice"]),
+        (["a.jpg", "small.png"], 1, ["small.png", "40×30", "96×72"]),
+        (["a.jpg", "text.jpg"], 1, ["text.jpg"]),
+        (["a.jpg", "empty.jpg"], 1, ["empty.jpg"]),
+        (["a.jpg", "cut.jpg"], 1, ["cut.jpg"]),
+        (["a.jpg", "."], 1, ["."]),
+        (["a.jpg", "pipe"], 1, ["pipe"]),
+        (["a.jpg", "b.jpg", "-o", "out.xyz"], 2, ["out.xyz", ".png"]),
+        (["a.jpg", "b.jpg", "-o", "none/out.png"], 1, ["none"]),
+        (["a.jpg", "b.jpg", "-o", "a.jpg", "-f"], 2, ["a.jpg", "inputs"]),
+        (["a.jpg", "b.jpg", "-o", "link.jpg", "-f"], 2, ["link.jpg", "inputs"]),
+        (["a.jpg", "b.jpg", "-o", "hard.jpg", "-f"], 2, ["hard.jpg", "inputs"]),
+        (["a.jpg", "b.jpg", "-o", "out.png", "--device", "cuda:9"], 2, ["cuda:9", "cpu"]),
+        (["a.jpg", "b.jpg", "-o", "out.png", "--tile", "big"], 2, ["big"]),
+        (["a.jpg", "b.jpg", "-o", "out.png", "--tile", "8"], 2, ["at least 64"]),
+        (["a.jpg", "b.jpg", "-o", "out.png", "--max-memory", "1M"], 1, ["memory"]),
+        (["a.jpg", "b.jpg", "-o", "[/red].png", "--weights", "none.safetensors"], 1, ["none.safetensors"]),
+        (["*.webp"], 1, ["*.webp", "no photo matches"]),
+    ],
+)
+def test_bad_input_is_refused_by_name_and_nothing_is_written(fuse, folder, arguments, code, words):
+    write_photo(Photo(pixels=np.zeros((30, 40, 3), np.uint8)), folder / "small.png")
+    (folder / "text.jpg").write_text("no photo")
+    (folder / "empty.jpg").touch()
+    (folder / "cut.jpg").write_bytes((folder / "b.jpg").read_bytes()[:900])
+    (folder / "link.jpg").symlink_to(folder / "a.jpg")
+    os.link(folder / "b.jpg", folder / "hard.jpg")
+    os.mkfifo(folder / "pipe")
+    before = {p.name: p.lstat().st_mtime_ns for p in folder.iterdir()}
+    check_refusal(fuse(*arguments), code, *words)
+    assert {p.name: p.lstat().st_mtime_ns for p in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("scale", ["0", "5", "x"])
+def test_other_scales_are_usage_errors(fuse, scale):
+    assert fuse("a.jpg", "b.jpg", "--scale", scale).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["[/red].jpg", "-dash.jpg", "two\nlines.jpg", "a b.jpg", "%s.jpg", "é́.jpg", "\x1b[31m.jpg"]
+)
+def test_odd_names(fuse, folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / "b.jpg").rename(folder / name)
+    result = fuse("a.jpg", "-o", "out.png", "-s", "1", "--", name)
+    assert result.returncode == 0, result.stderr
+    assert "\x1b" not in result.stderr
+    assert (folder / "out.png").exists()
+
+
+def test_a_closed_pipe_does_not_matter(fuse, folder, tiny_weights):
+    line = f"{sys.executable} -m mffsr fuse a.jpg b.jpg -s 1 -o out.png --weights {tiny_weights}"
+    command = f"{line} | head -c 0; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=ENV, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    assert (folder / "out.png").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_cleanly(folder, tiny_weights, number, code):
+    command = [
+        sys.executable,
+        "-m",
+        "mffsr",
+        "fuse",
+        "a.jpg",
+        "b.jpg",
+        "-o",
+        "out.png",
+        "--weights",
+        str(tiny_weights),
+    ]
+    process = subprocess.Popen(command, cwd=folder, env=ENV, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    process.stderr.readline()  # it is at work
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (code, 0), errors  # 0: it was faster
+    assert "Traceback" not in errors
+    assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def test_odd_environments_change_no_pixel(fuse, folder):
+    plain = ENV | {"OMP_NUM_THREADS": "1"}
+    assert fuse("a.jpg", "b.jpg", "-o", "one.png").returncode == 0
+    odd = {k: v for k, v in plain.items() if k != "HOME"} | {
+        "LANG": "C",
+        "LC_ALL": "C",
+        "TERM": "dumb",
+        "COLUMNS": "20",
+    }
+    assert fuse("a.jpg", "b.jpg", "-o", "two.png", env=odd).returncode == 0
+    assert (folder / "one.png").read_bytes() == (folder / "two.png").read_bytes()
+
+
+def test_version_help_and_doctor():
+    assert re.fullmatch(r"mffsr \d+\.\d+\.\d+\n", mffsr("--version").stdout)
+    assert "--scale" in mffsr("fuse", "--help").stdout
+    assert mffsr("nonsense").returncode == 2
+    result = mffsr("doctor", "--json")
+    data = json.loads(result.stdout)
+    assert data["chosen"]["ok"]
+    assert result.returncode == 0, result.stdout
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; import mffsr.cli.app; sys.exit('torch' in sys.modules or 'cv2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=ENV).returncode == 0

@@ -1,0 +1,375 @@
+"""`mffsr train` as its user meets it: real processes, killed, interrupted, started twice, two at once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+from conftest import textured
+from PIL import Image
+from typer.testing import CliRunner
+
+from mffsr.cli.app import app
+from mffsr.training import trainer
+from mffsr.training.processes import Processes
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+SMALL = ("--patch", "16", "--batch", "1", "--seed", "3", "--device", "cpu", "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of three photographs."""
+    found = tmp_path_factory.mktemp("photos")
+    for seed in range(3):
+        Image.fromarray(textured(112, 120, seed)).save(found / f"{seed}.png")
+    return found
+
+
+def command(folder: Path, run: Path, *options: str, which: str = "srn") -> list[str]:
+    given = ("--data", str(folder), "--out", str(run))
+    return [sys.executable, "-m", "mffsr", "train", which, *given, *SMALL, *options]
+
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments, env=ENVIRONMENT | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def step_of(state: Path) -> int:
+    """Return the step a state file was saved after, 0 where there is none yet."""
+    if not state.exists():
+        return 0
+    with safetensors.safe_open(state, framework="np") as file:
+        return int(json.loads(file.metadata()["info"])["step"])
+
+
+def wait_for(state: Path, step: int, process: subprocess.Popen[str]) -> None:
+    while step_of(state) < step and process.poll() is None:
+        time.sleep(0.02)
+
+
+def contents(path: Path) -> dict[str, object]:
+    with safetensors.safe_open(path, framework="np") as file:
+        return {k: file.get_tensor(k).tobytes() for k in file.keys()} | dict(file.metadata())  # noqa: SIM118
+
+
+def run_here(*arguments: str) -> tuple[int, str]:
+    """Run the command in this process; return its exit code and what it said on stderr."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        result = CliRunner().invoke(app, list(arguments))
+    finally:
+        torch.set_num_threads(threads)
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+    return result.exit_code, result.stderr
+
+
+# -- stopped and resumed --------------------------------------------------------------------------------------
+
+
+def test_killed_at_random_steps_and_resumed_is_as_never_killed(folder: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = ("--steps", "12", "--save-every", "1", "--validate-every", "100")
+    code, out, err = finish(start(command(folder, whole, *options)))
+    assert code == 0, err
+    assert out.strip() == str(whole / "x2.safetensors")
+    state = cut / "x2-srn-state.safetensors"
+    seed = random.randrange(1 << 30)
+    for kill_at in sorted(random.Random(seed).sample(range(1, 11), 3)):
+        resume = ("--resume",) if cut.exists() else ()
+        process = start(command(folder, cut, *options, *resume))
+        wait_for(state, kill_at, process)
+        process.kill()
+        process.communicate(timeout=60)
+    reached = step_of(state)
+    assert 1 <= reached < 12, f"seed {seed}"
+    code, _, err = finish(start(command(folder, cut, *options, "--resume")))
+    assert code == 0, err
+    for name in (state.name, "x2.safetensors"):
+        assert contents(cut / name) == contents(whole / name), f"seed {seed}, {name}"
+    with (cut / "x2-srn.csv").open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == list(range(13))  # none missing, none twice
+    assert not list(cut.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_it_saves_and_says_how_to_go_on(
+    folder: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    run = tmp_path / "run"
+    process = start(
+        command(folder, run, "--steps", "100000", "--save-every", "3", "--validate-every", "1000")
+    )
+    wait_for(run / "x2-srn-state.safetensors", 3, process)
+    process.send_signal(number)
+    found, out, err = finish(process)
+    assert found == code, err
+    step = step_of(run / "x2-srn-state.safetensors")
+    assert f"srn stopped after step {step} of 100000: its state is kept in {run}, go on with --resume" in err
+    assert "Traceback" not in err
+    assert not out
+
+
+KILLED_WHILE_WRITING = """
+import os, sys
+import mffsr.checkpoint as checkpoint
+from mffsr.__main__ import main
+real, count = getattr(os, sys.argv[1]), 0
+def deadly(*given):
+    global count
+    count += 1
+    if count > int(sys.argv[2]):
+        os.kill(os.getpid(), 9)
+    return real(*given)
+setattr(os, sys.argv[1], deadly)
+sys.argv = ["mffsr", *sys.argv[3:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_killed_while_it_writes_the_checkpoint_before_survives(
+    folder: Path, tmp_path: Path, call: str
+) -> None:
+    run = tmp_path / "run"
+    arguments = command(folder, run, "--steps", "2", "--save-every", "1", "--validate-every", "9")[3:]
+    # A checkpoint is the table's beginning, then state, weights and picture: the second state's is the fifth.
+    allowed = 4 * (2 if call == "fsync" else 1)
+    script = [sys.executable, "-c", KILLED_WHILE_WRITING, call, str(allowed), *arguments]
+    code, _, err = finish(start(script))
+    assert code == -signal.SIGKILL, err
+    assert step_of(run / "x2-srn-state.safetensors") == 1
+    assert list(run.glob(".*.tmp"))
+    code, err = run_here(*arguments, "--resume")
+    assert code == 0, err
+    assert step_of(run / "x2-srn-state.safetensors") == 2
+    assert not list(run.glob(".*.tmp"))
+
+
+# -- refused --------------------------------------------------------------------------------------------------
+
+
+def test_too_little_data_is_a_usage_error_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+    empty, one, run = tmp_path / "empty", tmp_path / "one", tmp_path / "run"
+    empty.mkdir()
+    one.mkdir()
+    Image.fromarray(textured(112, 120)).save(one / "a.png")
+    for data, message in (
+        (empty, "no photographs, training needs at least 2"),
+        (one, "only one photograph, training needs at least 2"),
+        (tmp_path / "none", "not a folder of photographs"),
+    ):
+        code, err = run_here("train", "srn", "--data", str(data), "--out", str(run))
+        assert (code, message in err) == (2, True), err
+    code, err = run_here("train", "srn", "--data", str(folder), "--out", str(run), "--patch", "48")
+    assert code == 2
+    assert "120×112 pixels, training needs at least 136×136" in err
+    assert "smaller --patch" in err
+    assert not list(run.glob("*.safetensors"))
+
+
+def test_a_corrupt_photo_is_named_before_training(folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in folder.iterdir():
+        (data / path.name).write_bytes(path.read_bytes())
+    (data / "broken.png").write_bytes((folder / "0.png").read_bytes()[:2000])
+    code, err = run_here("train", "srn", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL)
+    assert code == 1
+    assert "broken.png" in err
+    assert "remove these photographs and start again" in err
+    assert not list((tmp_path / "run").glob("*.csv"))
+
+
+def test_a_second_training_in_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(command(folder, run, "--steps", "100000", "--save-every", "2"))
+    wait_for(run / "x2-srn-state.safetensors", 2, process)
+    code, err = run_here(*command(folder, run, "--resume")[3:])
+    assert code == 1
+    assert "another training is running in this folder" in err
+    process.kill()
+    process.communicate(timeout=60)
+    code, err = run_here(*command(folder, run)[3:])
+    assert code == 2
+    assert "holds a training of srn already" in err
+    assert "--resume" in err
+
+
+def test_a_huge_rate_ends_with_a_message(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, err = run_here(*command(folder, run, "--steps", "60", "--rate", "1e9", "--save-every", "1")[3:])
+    assert code == 1
+    assert "no longer a finite number" in err
+    assert "lower --rate" in err
+
+
+def test_the_joint_stage_says_what_it_lacks(folder: Path, tmp_path: Path) -> None:
+    code, err = run_here(*command(folder, tmp_path, which="joint")[3:])
+    assert code == 2
+    assert "train srn first, or use --init" in err
+    code, err = run_here(*command(folder, tmp_path, "--precision", "fp16")[3:])
+    assert code == 2
+
+
+# -- all at once ----------------------------------------------------------------------------------------------
+
+
+def test_all_stages_stop_in_time_and_go_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trainer.RunOptions
+
+    def tiny(**given: object) -> trainer.RunOptions:
+        return whole(**given | {"features": 8, "blocks": 1})  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mffsr.training.train.RunOptions", tiny)
+    arguments = command(folder, tmp_path, "--steps", "4", "--affinity", "--attention", "none", which="all")[
+        3:
+    ]
+    code, err = run_here(*arguments, "--minutes", "0.000001")
+    assert code == 0, err
+    assert "fapn stopped after step 0 of 4" in err
+    code, err = run_here(*arguments)
+    assert code == 0, err
+    for line in ("fapn 4 of 4: loss", "srn 4 of 4: loss", "joint 4 of 4: loss", "of it making data"):
+        assert line in err
+    before = {path.name: contents(path) for path in tmp_path.glob("*.safetensors")}
+    assert set(before) == {
+        "fapn.safetensors",
+        "fapn-fapn-state.safetensors",
+        "x2.safetensors",
+        "x2-srn-state.safetensors",
+        "x2-joint-state.safetensors",
+    }
+    code, err = run_here(*arguments, "--resume")  # nothing is left to do, and nothing is spoilt
+    assert code == 0, err
+    assert {path.name: contents(path) for path in tmp_path.glob("*.safetensors")} == before
+
+
+def test_the_preview_is_written_and_nothing_trained(folder: Path, tmp_path: Path) -> None:
+    code, err = run_here(*command(folder, tmp_path, "--preview", "2")[3:])
+    assert code == 0, err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "preview.png"]
+
+
+# -- more than one process ------------------------------------------------------------------------------------
+
+LOSSES = """
+import sys, json, torch
+from dataclasses import replace
+from pathlib import Path
+from mffsr.device import Runtime
+from mffsr.training.photos import find_photos, load_photos
+from mffsr.training.processes import join
+from mffsr.training.stages import STAGES
+from mffsr.training.train import RunOptions, train_stage
+cpu = torch.device("cpu")
+processes = join(cpu)
+photos = load_photos(find_photos(Path(sys.argv[1])), cpu, smallest=96)
+stage = replace(STAGES[1], steps=20, batch=int(sys.argv[3]), patch=16, warmup=2)
+options = RunOptions(scale=2, features=8, blocks=2)
+losses = []
+run = Path(sys.argv[2])
+train_stage(stage, options, photos, photos, run, Runtime(device=cpu, dtype=torch.float32, memory=0, reason=""),
+    processes=processes, report_every=1, on_report=lambda report: losses.append(report.loss))
+(run / f"losses-{processes.rank}.json").write_text(json.dumps(losses[1:]))
+processes.leave()
+"""
+
+
+def port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def test_two_processes_are_one_with_the_doubled_batch(folder: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for run in runs:
+        run.mkdir()
+    script = [sys.executable, "-c", LOSSES, str(folder)]
+    code, _, err = finish(start([*script, str(runs[0]), "8"]))
+    assert code == 0, err
+    pair = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port()}
+    both = [start([*script, str(runs[1]), "4"], RANK=str(rank), **pair) for rank in range(2)]
+    for process in both:
+        code, _, err = finish(process)
+        assert code == 0, err
+    alone = json.loads((runs[0] / "losses-0.json").read_text())
+    assert len(alone) == 20
+    for rank in range(2):
+        shared = json.loads((runs[1] / f"losses-{rank}.json").read_text())
+        assert shared == pytest.approx(alone, rel=1e-5)
+
+
+def torchrun(*arguments: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return [*launcher, "--master-addr", "127.0.0.1", "--master-port", port(), "-m", "mffsr", *arguments]
+
+
+def test_torchrun_trains_with_one_voice_and_leaves_cleanly(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, out, err = finish(start(torchrun(*command(folder, run, "--steps", "3")[3:])))
+    assert code == 0, err
+    assert out.splitlines() == [str(run / "x2.safetensors")]
+    assert err.count("srn 3 of 3: loss") == 1
+    assert contents(run / "x2.safetensors")["batch"] == "2"
+    code, err = run_here(*command(folder, run, "--steps", "3", "--resume")[3:])
+    assert code == 2
+    assert "processes was 2, now 1" in err
+
+
+FAILING = """
+import os, sys, time
+import mffsr.training.trainer as trainer
+from mffsr.errors import TrainingError
+from mffsr.__main__ import main
+if os.environ["RANK"] == "1":
+    def fail(self, step, batch):
+        raise TrainingError("rank 1 fails")
+    trainer.Trainer.step = fail
+main()
+"""
+
+
+def test_an_error_in_one_process_ends_the_others(folder: Path, tmp_path: Path) -> None:
+    pair = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port()}
+    arguments = [sys.executable, "-c", FAILING, *command(folder, tmp_path / "run", "--steps", "50")[3:]]
+    both = [start(arguments, RANK=str(rank), **pair) for rank in range(2)]
+    (code0, _, err0), (code1, _, err1) = (finish(process) for process in both)
+    assert (code0, code1) == (1, 1)
+    assert "rank 1 fails" in err1
+    assert "another process of this training has ended" in err0
+
+
+def test_alone_nothing_is_shared() -> None:
+    alone = Processes()
+    assert alone.any(True)
+    assert not alone.any(False)
+    with alone.together():
+        alone.leave()
+    loss = torch.ones(())
+    assert alone.average_gradients([], loss) is loss
