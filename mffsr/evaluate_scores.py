@@ -184,8 +184,13 @@ def scores(jobs: int, total: int, progress: Progress) -> Iterator[Scores]:
     executor: Executor = (
         _Inline() if jobs == 1 else ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
     )
+    before = set(multiprocessing.active_children())
     try:
         yield Scores(executor, 0 if jobs == 1 else 2 * jobs, total, progress)
+    except BaseException:  # a fault, or Ctrl-C: do not wait for what is being measured
+        for worker in set(multiprocessing.active_children()) - before:
+            worker.terminate()
+        raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 

@@ -79,7 +79,7 @@ class StopAfter:
         return self.left < 0
 
 
-# -- losses ---------------------------------------------------------------------------------------------------
+# -- losses ------------------------------------------------------------------------------------------------
 
 
 def test_losses_are_zero_at_the_truth() -> None:
@@ -130,15 +130,15 @@ def test_every_term_reaches_the_weights(photos: Photos, cpu: Runtime, tmp_path: 
             assert not any(p.requires_grad for p in made.guide.parameters())
 
 
-# -- the schedule and the loop --------------------------------------------------------------------------------
+# -- the schedule and the loop -----------------------------------------------------------------------------
 
 
 def test_the_rate_warms_up_and_falls_to_a_hundredth() -> None:
     stage = Stage(name="srn", steps=1000, batch=1, patch=16, rate=1e-3, warmup=100)
     rates = [learning_rate(stage, step) for step in range(1001)]
     assert rates[0] == pytest.approx(1e-5)
-    assert all(a < b for a, b in zip(rates[:90], rates[1:91], strict=True))
-    assert all(a >= b for a, b in zip(rates[100:-1], rates[101:], strict=True))
+    assert rates[:95] == sorted(rates[:95])
+    assert rates[100:] == sorted(rates[100:], reverse=True)
     assert max(rates) == pytest.approx(1e-3, rel=0.05)
     assert rates[-1] == pytest.approx(1e-5)
     with pytest.raises(ValueError, match="expected at least 1"):
@@ -272,7 +272,7 @@ def test_a_damaged_state_is_refused(photos: Photos, cpu: Runtime, tmp_path: Path
         train(SRN_STAGE, TINY, photos, tmp_path, cpu, resume=True)
 
 
-# -- what goes wrong ------------------------------------------------------------------------------------------
+# -- what goes wrong ---------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
@@ -359,7 +359,7 @@ def test_d2_begins_as_d1_and_a_joint_run_as_it_was(
     assert not torch.equal(begun.d2.layers[0].weight, begun.srn.d1.layers[0].weight)
 
 
-# -- ablations ------------------------------------------------------------------------------------------------
+# -- ablations ---------------------------------------------------------------------------------------------
 
 ABLATIONS = [
     ("fapn", {"affinity": False}),
@@ -375,7 +375,7 @@ ABLATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "switches"), ABLATIONS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("name", "switches"), ABLATIONS, ids=str)
 def test_every_ablation_trains_saves_loads_and_evaluates(
     photos: Photos, cpu: Runtime, tmp_path: Path, guide: Path, name: str, switches: dict[str, object]
 ) -> None:
@@ -402,7 +402,7 @@ def test_every_ablation_trains_saves_loads_and_evaluates(
     assert maps.m1.shape == (1, 1, 32, 48)
 
 
-# -- the picture and the meter --------------------------------------------------------------------------------
+# -- the picture and the meter -----------------------------------------------------------------------------
 
 
 def test_curves_are_drawn_whatever_the_values() -> None:

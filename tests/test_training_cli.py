@@ -37,9 +37,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def command(folder: Path, run: Path, *options: str, which: str = "srn") -> list[str]:
-    given = ("--data", str(folder), "--out", str(run))
-    return [sys.executable, "-m", "mffsr", "train", which, *given, *SMALL, *options]
+def arguments(folder: Path, run: Path, *options: str, which: str = "srn") -> list[str]:
+    return ["train", which, "--data", str(folder), "--out", str(run), *SMALL, *options]
+
+
+TINY = """
+import sys
+import numpy as np
+from mffsr.__main__ import main
+from mffsr.training import train, trainer
+from mffsr.training.synth import mask_bank
+whole = train.RunOptions
+train.RunOptions = lambda **given: whole(**given, features=8, blocks=1)
+trainer.mask_bank = lambda count, size, rng: mask_bank(8, size, rng)
+"""
+
+
+def command(*given: str, before: str = "", tiny: bool = True) -> list[str]:
+    """Return `python -m mffsr …`, or the same with tiny networks and something done `before`."""
+    if not tiny:
+        return [sys.executable, "-m", "mffsr", *given]
+    return [sys.executable, "-c", f"{TINY}\n{before}\nmain()", *given]
 
 
 def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
@@ -85,26 +103,26 @@ def run_here(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.stderr
 
 
-# -- stopped and resumed --------------------------------------------------------------------------------------
+# -- stopped and resumed -----------------------------------------------------------------------------------
 
 
 def test_killed_at_random_steps_and_resumed_is_as_never_killed(folder: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = ("--steps", "12", "--save-every", "1", "--validate-every", "100")
-    code, out, err = finish(start(command(folder, whole, *options)))
+    code, out, err = finish(start(command(*arguments(folder, whole, *options))))
     assert code == 0, err
     assert out.strip() == str(whole / "x2.safetensors")
     state = cut / "x2-srn-state.safetensors"
     seed = random.randrange(1 << 30)
     for kill_at in sorted(random.Random(seed).sample(range(1, 11), 3)):
         resume = ("--resume",) if cut.exists() else ()
-        process = start(command(folder, cut, *options, *resume))
+        process = start(command(*arguments(folder, cut, *options, *resume)))
         wait_for(state, kill_at, process)
         process.kill()
         process.communicate(timeout=60)
     reached = step_of(state)
     assert 1 <= reached < 12, f"seed {seed}"
-    code, _, err = finish(start(command(folder, cut, *options, "--resume")))
+    code, _, err = finish(start(command(*arguments(folder, cut, *options, "--resume"))))
     assert code == 0, err
     for name in (state.name, "x2.safetensors"):
         assert contents(cut / name) == contents(whole / name), f"seed {seed}, {name}"
@@ -119,9 +137,8 @@ def test_interrupted_it_saves_and_says_how_to_go_on(
     folder: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     run = tmp_path / "run"
-    process = start(
-        command(folder, run, "--steps", "100000", "--save-every", "3", "--validate-every", "1000")
-    )
+    given = arguments(folder, run, "--steps", "100000", "--save-every", "3", "--validate-every", "1000")
+    process = start(command(*given, tiny=False))
     wait_for(run / "x2-srn-state.safetensors", 3, process)
     process.send_signal(number)
     found, out, err = finish(process)
@@ -132,20 +149,14 @@ def test_interrupted_it_saves_and_says_how_to_go_on(
     assert not out
 
 
-KILLED_WHILE_WRITING = """
-import os, sys
-import mffsr.checkpoint as checkpoint
-from mffsr.__main__ import main
-real, count = getattr(os, sys.argv[1]), 0
+DEADLY = """
+import os
+real, calls = os.{call}, iter(range({allowed}))
 def deadly(*given):
-    global count
-    count += 1
-    if count > int(sys.argv[2]):
+    if next(calls, None) is None:
         os.kill(os.getpid(), 9)
     return real(*given)
-setattr(os, sys.argv[1], deadly)
-sys.argv = ["mffsr", *sys.argv[3:]]
-main()
+os.{call} = deadly
 """
 
 
@@ -153,22 +164,21 @@ main()
 def test_killed_while_it_writes_the_checkpoint_before_survives(
     folder: Path, tmp_path: Path, call: str
 ) -> None:
-    run = tmp_path / "run"
-    arguments = command(folder, run, "--steps", "2", "--save-every", "1", "--validate-every", "9")[3:]
-    # A checkpoint is the table's beginning, then state, weights and picture: the second state's is the fifth.
-    allowed = 4 * (2 if call == "fsync" else 1)
-    script = [sys.executable, "-c", KILLED_WHILE_WRITING, call, str(allowed), *arguments]
-    code, _, err = finish(start(script))
+    given = arguments(folder, tmp_path, "--steps", "2", "--save-every", "1", "--validate-every", "9")
+    # Written before the second state: table, picture, state and weights; each is synced twice, with its folder.
+    deadly = DEADLY.format(call=call, allowed=8 if call == "fsync" else 4)
+    code, _, err = finish(start(command(*given, before=deadly)))
     assert code == -signal.SIGKILL, err
-    assert step_of(run / "x2-srn-state.safetensors") == 1
-    assert list(run.glob(".*.tmp"))
-    code, err = run_here(*arguments, "--resume")
+    state = tmp_path / "x2-srn-state.safetensors"
+    assert step_of(state) == 1
+    assert list(tmp_path.glob(f".{state.name}.*.tmp"))
+    code, _, err = finish(start(command(*given, "--resume")))
     assert code == 0, err
-    assert step_of(run / "x2-srn-state.safetensors") == 2
-    assert not list(run.glob(".*.tmp"))
+    assert step_of(state) == 2
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
-# -- refused --------------------------------------------------------------------------------------------------
+# -- refused -----------------------------------------------------------------------------------------------
 
 
 def test_too_little_data_is_a_usage_error_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
@@ -205,14 +215,14 @@ def test_a_corrupt_photo_is_named_before_training(folder: Path, tmp_path: Path) 
 
 def test_a_second_training_in_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(command(folder, run, "--steps", "100000", "--save-every", "2"))
+    process = start(command(*arguments(folder, run, "--steps", "100000", "--save-every", "2")))
     wait_for(run / "x2-srn-state.safetensors", 2, process)
-    code, err = run_here(*command(folder, run, "--resume")[3:])
+    code, err = run_here(*arguments(folder, run, "--resume"))
     assert code == 1
     assert "another training is running in this folder" in err
     process.kill()
     process.communicate(timeout=60)
-    code, err = run_here(*command(folder, run)[3:])
+    code, err = run_here(*arguments(folder, run))
     assert code == 2
     assert "holds a training of srn already" in err
     assert "--resume" in err
@@ -220,21 +230,21 @@ def test_a_second_training_in_the_folder_is_refused(folder: Path, tmp_path: Path
 
 def test_a_huge_rate_ends_with_a_message(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, err = run_here(*command(folder, run, "--steps", "60", "--rate", "1e9", "--save-every", "1")[3:])
+    code, err = run_here(*arguments(folder, run, "--steps", "60", "--rate", "1e9", "--save-every", "1"))
     assert code == 1
     assert "no longer a finite number" in err
     assert "lower --rate" in err
 
 
 def test_the_joint_stage_says_what_it_lacks(folder: Path, tmp_path: Path) -> None:
-    code, err = run_here(*command(folder, tmp_path, which="joint")[3:])
+    code, err = run_here(*arguments(folder, tmp_path, which="joint"))
     assert code == 2
     assert "train srn first, or use --init" in err
-    code, err = run_here(*command(folder, tmp_path, "--precision", "fp16")[3:])
+    code, err = run_here(*arguments(folder, tmp_path, "--precision", "fp16"))
     assert code == 2
 
 
-# -- all at once ----------------------------------------------------------------------------------------------
+# -- all at once -------------------------------------------------------------------------------------------
 
 
 def test_all_stages_stop_in_time_and_go_on(
@@ -249,10 +259,10 @@ def test_all_stages_stop_in_time_and_go_on(
     arguments = command(folder, tmp_path, "--steps", "4", "--affinity", "--attention", "none", which="all")[
         3:
     ]
-    code, err = run_here(*arguments, "--minutes", "0.000001")
+    code, err = run_here(*given, "--minutes", "0.000001")
     assert code == 0, err
     assert "fapn stopped after step 0 of 4" in err
-    code, err = run_here(*arguments)
+    code, err = run_here(*given)
     assert code == 0, err
     for line in ("fapn 4 of 4: loss", "srn 4 of 4: loss", "joint 4 of 4: loss", "of it making data"):
         assert line in err
@@ -264,18 +274,18 @@ def test_all_stages_stop_in_time_and_go_on(
         "x2-srn-state.safetensors",
         "x2-joint-state.safetensors",
     }
-    code, err = run_here(*arguments, "--resume")  # nothing is left to do, and nothing is spoilt
+    code, err = run_here(*given, "--resume")  # nothing is left to do, and nothing is spoilt
     assert code == 0, err
     assert {path.name: contents(path) for path in tmp_path.glob("*.safetensors")} == before
 
 
 def test_the_preview_is_written_and_nothing_trained(folder: Path, tmp_path: Path) -> None:
-    code, err = run_here(*command(folder, tmp_path, "--preview", "2")[3:])
+    code, err = run_here(*arguments(folder, tmp_path, "--preview", "2"))
     assert code == 0, err
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "preview.png"]
 
 
-# -- more than one process ------------------------------------------------------------------------------------
+# -- more than one process ---------------------------------------------------------------------------------
 
 LOSSES = """
 import sys, json, torch
@@ -293,8 +303,9 @@ stage = replace(STAGES[1], steps=20, batch=int(sys.argv[3]), patch=16, warmup=2)
 options = RunOptions(scale=2, features=8, blocks=2)
 losses = []
 run = Path(sys.argv[2])
-train_stage(stage, options, photos, photos, run, Runtime(device=cpu, dtype=torch.float32, memory=0, reason=""),
-    processes=processes, report_every=1, on_report=lambda report: losses.append(report.loss))
+runtime = Runtime(device=cpu, dtype=torch.float32, memory=0, reason="")
+train_stage(stage, options, photos, photos, run, runtime, processes=processes, report_every=1,
+    on_report=lambda report: losses.append(report.loss))
 (run / f"losses-{processes.rank}.json").write_text(json.dumps(losses[1:]))
 processes.leave()
 """
@@ -332,37 +343,46 @@ def torchrun(*arguments: str) -> list[str]:
 
 def test_torchrun_trains_with_one_voice_and_leaves_cleanly(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, out, err = finish(start(torchrun(*command(folder, run, "--steps", "3")[3:])))
+    code, out, err = finish(start(torchrun(*arguments(folder, run, "--steps", "3"))))
     assert code == 0, err
     assert out.splitlines() == [str(run / "x2.safetensors")]
     assert err.count("srn 3 of 3: loss") == 1
     assert contents(run / "x2.safetensors")["batch"] == "2"
-    code, err = run_here(*command(folder, run, "--steps", "3", "--resume")[3:])
+    code, err = run_here(*arguments(folder, run, "--steps", "3", "--resume"))
     assert code == 2
     assert "processes was 2, now 1" in err
 
 
 FAILING = """
-import os, sys, time
-import mffsr.training.trainer as trainer
+import os
 from mffsr.errors import TrainingError
-from mffsr.__main__ import main
 if os.environ["RANK"] == "1":
     def fail(self, step, batch):
         raise TrainingError("rank 1 fails")
     trainer.Trainer.step = fail
-main()
 """
 
 
 def test_an_error_in_one_process_ends_the_others(folder: Path, tmp_path: Path) -> None:
     pair = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port()}
-    arguments = [sys.executable, "-c", FAILING, *command(folder, tmp_path / "run", "--steps", "50")[3:]]
-    both = [start(arguments, RANK=str(rank), **pair) for rank in range(2)]
+    given = command(*arguments(folder, tmp_path, "--steps", "50"), before=FAILING)
+    both = [start(given, RANK=str(rank), **pair) for rank in range(2)]
     (code0, _, err0), (code1, _, err1) = (finish(process) for process in both)
     assert (code0, code1) == (1, 1)
     assert "rank 1 fails" in err1
     assert "another process of this training has ended" in err0
+
+
+def test_a_photo_that_one_process_cannot_read_ends_both_before_training(folder: Path, tmp_path: Path) -> None:
+    pair = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port()}
+    given = arguments(folder, tmp_path / "run", "--steps", "3")
+    both = [start(command(*given), RANK="0", **pair)]
+    given[given.index(str(folder))] = str(tmp_path)
+    both.append(start(command(*given), RANK="1", **pair))
+    for process in both:
+        code, _, err = finish(process)
+        assert code == 2
+        assert "no photographs" in err
 
 
 def test_alone_nothing_is_shared() -> None:

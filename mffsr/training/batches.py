@@ -208,9 +208,9 @@ def reduce(image: Tensor, scale: int, kind: degrade.Degradation, rngs: Sequence[
     JPEG after.
     """
     if kind == "paper":
-        return (degrade.reduce_opencv(image, scale).clamp(0, 1) * 255).round() / 255
+        return degrade.to_8_bit(degrade.reduce_opencv(image, scale))
     if kind == "clean":
-        return (degrade.reduce_antialiased(image, scale).clamp(0, 1) * 255).round() / 255
+        return degrade.to_8_bit(degrade.reduce_antialiased(image, scale))
     blur = np.array([rng.uniform(0.2, 0.45) * scale * (rng.random() < 0.15) for rng in rngs], np.float32)
     if blur.any():
         radii = upload(2 * blur, image.device)
@@ -220,7 +220,7 @@ def reduce(image: Tensor, scale: int, kind: degrade.Degradation, rngs: Sequence[
     area = upload(np.array([rng.random() < 0.15 for rng in rngs]), image.device)
     low = torch.where(area[:, None, None, None], degrade.reduce_area(image, scale), low)
     low = _noise(low, [float(rng.uniform(0, 0.01)) * (rng.random() < 0.15) for rng in rngs], rngs)
-    low = (low.clamp(0, 1) * 255).round() / 255
+    low = degrade.to_8_bit(low)
     return _compress(low, 0.15, 80, rngs)
 
 

@@ -22,10 +22,25 @@ __all__ = [
     "reduce_area",
     "reduce_opencv",
     "shift",
+    "to_8_bit",
 ]
 
 Degradation = Literal["photo", "clean", "paper"]
 DEGRADATIONS: tuple[Degradation, ...] = ("photo", "clean", "paper")
+
+
+def steady_round(x: Tensor) -> Tensor:
+    """Round; halves always upwards, whatever the last bits say.
+
+    Means of 8-bit pixels often lie half-way between two values. There the order of additions, which depends
+    on the size of the batch, would decide, and two processes would see other photos than one.
+    """
+    return torch.round(x + 1e-3)
+
+
+def to_8_bit(image: Tensor) -> Tensor:
+    """Clip to [0, 1] and round to the 256 values of an 8-bit photo."""
+    return steady_round(image.clamp(0, 1) * 255).clamp(max=255) / 255
 
 
 def reduce_antialiased(image: Tensor, scale: int) -> Tensor:
@@ -107,7 +122,7 @@ def _quantise(plane: Tensor, table: Tensor) -> Tensor:
     dct = _constants(plane.device)[0]
     blocks = plane.reshape(batch, channels, height // 8, 8, width // 8, 8).transpose(3, 4)
     steps = table[:, None, None, None]
-    blocks = torch.round(dct @ blocks @ dct.T / steps) * steps
+    blocks = steady_round(dct @ blocks @ dct.T / steps) * steps
     return (dct.T @ blocks @ dct).transpose(3, 4).reshape(batch, channels, height, width)
 
 
@@ -124,11 +139,11 @@ def jpeg(image: Tensor, quality: Tensor) -> Tensor:
     luma, chroma = (
         ((table * percent + 50) / 100).floor().clamp(1, 255) for table in _constants(image.device)[1:]
     )
-    r, g, b = (image.clamp(0, 1) * 255).round().split(1, 1)
+    r, g, b = (to_8_bit(image) * 255).split(1, 1)
     y = 0.299 * r + 0.587 * g + 0.114 * b
     cb, cr = 0.564334 * (b - y), 0.713267 * (r - y)
     y = _quantise(y - 128, luma) + 128
     colour = _quantise(F.avg_pool2d(torch.cat((cb, cr), 1), 2), chroma)
     cb, cr = F.interpolate(colour, scale_factor=2, mode="bilinear", align_corners=False).split(1, 1)
     rgb = torch.cat((y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb), 1)
-    return rgb.round().clamp(0, 255) / 255
+    return to_8_bit(rgb / 255)

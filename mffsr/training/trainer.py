@@ -262,7 +262,6 @@ class Trainer:
             raise self._diverged(step, "a weight")
         save_state(self.state, self.network, self.average, self.optimizer, {"step": step, **self._settings()})
         self._save_weights(step)
-        self.log.draw(f"{self.stage.name} ×{self.options.scale}" if self.stage.name != "fapn" else "fapn")
 
     def _save_weights(self, step: int) -> None:
         save_network(
