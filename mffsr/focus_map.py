@@ -10,7 +10,7 @@ map does not depend on the tiles.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,15 +20,19 @@ from torch import Tensor
 
 from mffsr.device import Runtime
 from mffsr.errors import MffsrError
+from mffsr.frames import Frame, row_blocks
 from mffsr.model import FAPN, FocusMaps, JointModel
 from mffsr.photo import Pixels
 from mffsr.tiles import tiles
 
-__all__ = ["FocusMap", "Labels", "decide_focus", "fill_holes", "preview", "to_tensor"]
+__all__ = ["FocusMap", "Labels", "decide_focus", "fill_holes", "preview", "settle_undecided", "to_tensor"]
 
 Labels = NDArray[np.uint16]  # H×W, index of a frame
 Progress = Callable[[int, int], None]
 
+TIE = 26  # margins (of 255) below this are a tie
+UNDECIDED_WINDOW = 9  # pixels over which the margins are averaged
+UNDECIDED_WIDTH = 0.02  # of the picture's shorter side: narrower strips are borders, not regions
 SMALLEST_REGION = 1e-3  # HF removes regions smaller than this share of the image
 
 
@@ -37,6 +41,7 @@ class FocusMap(NamedTuple):
 
     labels: Labels  # H×W uint16: index of the frame each pixel is taken from
     confidence: NDArray[np.uint8]  # H×W: |M1 − M2| of the decision, 0…255
+    clearest: NDArray[np.uint8]  # H×W: the largest |M1 − M2| of all comparisons, 0…255
 
 
 def to_tensor(pixels: Pixels, runtime: Runtime) -> Tensor:
@@ -49,23 +54,29 @@ def to_tensor(pixels: Pixels, runtime: Runtime) -> Tensor:
 
 def decide_focus(
     model: JointModel,
-    frames: Sequence[Pixels],
+    frames: Sequence[Frame],
     runtime: Runtime,
     *,
     tile: int,
+    tie: Literal["first", "last"] | None = None,
+    seen: Callable[[int], NDArray[np.bool_]] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> FocusMap:
     """Return the label map and confidence of frames of one size, before hole filling.
 
     `tile` is the side of a tile's core in pixels; it changes memory and time, not the result.
+    Where a decision is less clear than `TIE`, `tie` gives the pixel to the first or the last of the frames
+    that tie. `seen(i)` (H×W) is where frame i has pixels of its own, if frames do not cover the picture.
     """
     height, width = frames[0].shape[:2]
     labels = np.zeros((height, width), np.uint16)
     confidence = np.full((height, width), 255, np.uint8)
+    clearest = np.zeros((height, width), np.uint8)
     fapn: FAPN = model.fapn
     plan = list(tiles(height, width, tile, fapn.config.reach, grid=fapn.config.sam_window))
     steps, done = (len(frames) - 1) * len(plan), 0
-    composite = frames[0]
+    composite: Frame = frames[0]
+    known_to = seen(0) if seen is not None else np.empty(0, np.bool_)
     for index in range(1, len(frames)):
         wins = np.empty((height, width), np.bool_)
         for part in plan:
@@ -73,15 +84,34 @@ def decide_focus(
             with torch.inference_mode(), runtime.autocast():
                 maps = model.focus(image1, image2)
             second, margin = _read(maps, part.inner)
+            if tie is not None:
+                second = np.where(margin < TIE, tie == "last", second)
             wins[part.core] = second
             known = confidence[part.core]
             confidence[part.core] = np.where(second, margin, np.minimum(known, margin))
+            clearest[part.core] = np.maximum(clearest[part.core], margin)
             done += 1
             progress(done, steps)
+        if seen is not None:
+            own = seen(index)
+            wins = own & (wins | ~known_to)
+            known_to |= own
         labels[wins] = index
         if index + 1 < len(frames):
-            composite = np.where(wins[:, :, None], frames[index], composite)
-    return FocusMap(labels, confidence)
+            composite = _paste(composite, frames[index], wins, own=index > 1)
+    return FocusMap(labels, confidence, clearest)
+
+
+def _paste(composite: Frame, frame: Frame, wins: NDArray[np.bool_], *, own: bool) -> Pixels:
+    """Return the composite with the frame where it wins, by a few rows; in place where it is our `own`."""
+    if own and isinstance(composite, np.ndarray):
+        out: Pixels = composite
+    else:
+        out = np.empty(composite.shape, composite.dtype)
+    for rows in row_blocks(composite.shape, composite.dtype.itemsize):
+        part = (rows, slice(None))
+        out[part] = np.where(wins[part][:, :, None], frame[part], composite[part])
+    return out
 
 
 def _read(maps: FocusMaps, inner: tuple[slice, slice]) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
@@ -125,6 +155,33 @@ def fill_holes(labels: Labels, share: float = SMALLEST_REGION) -> Labels:
     source[nearest[keep == 1]] = labels[keep == 1]
     filled: Labels = np.where(keep == 1, labels, source[nearest]).astype(np.uint16)
     return filled
+
+
+def settle_undecided(labels: Labels, clearest: NDArray[np.uint8]) -> tuple[Labels, float]:
+    """Take each region that is sharp in no frame whole from one frame; return the labels and its share, 0…1.
+
+    `clearest` (H×W) is the largest margin of all comparisons. Where it is small throughout, no frame stood
+    out from any other there, so that any of them will do: the region goes to the frame that most of its
+    decided surroundings come from. Thin strips, as between two labels, are left as they are.
+    """
+    smooth = cv2.boxFilter(clearest, -1, (UNDECIDED_WINDOW, UNDECIDED_WINDOW))
+    radius = max(3, round(min(labels.shape) * UNDECIDED_WIDTH / 2))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    undecided = cv2.morphologyEx((smooth < TIE).astype(np.uint8), cv2.MORPH_OPEN, disc)
+    count, regions, stats, _ = cv2.connectedComponentsWithStats(undecided, connectivity=4)
+    settled = labels.copy()
+    (height, width), reach = labels.shape, UNDECIDED_WINDOW  # averaging takes half a window off a region
+    for region in range(1, count):
+        x, y, w, h = (int(v) for v in stats[region, :4])
+        part = (
+            slice(max(0, y - reach), min(height, y + h + reach)),
+            slice(max(0, x - reach), min(width, x + w + reach)),
+        )
+        own = (regions[part] == region).astype(np.uint8)
+        ring = (cv2.dilate(own, np.ones((2 * reach + 1,) * 2, np.uint8)) > own) & (clearest[part] >= TIE)
+        around = labels[part][ring] if ring.any() else labels[part][own > 0]
+        settled[part][own > 0] = np.bincount(around).argmax()
+    return settled, float(undecided.mean())
 
 
 def preview(labels: Labels, count: int) -> NDArray[np.uint8]:

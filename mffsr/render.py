@@ -12,6 +12,7 @@ import torch
 from mffsr.device import Runtime
 from mffsr.errors import MffsrError
 from mffsr.focus_map import Labels, to_tensor
+from mffsr.frames import Frame, row_blocks
 from mffsr.model import JointModel
 from mffsr.model.joint import soft_transition
 from mffsr.photo import Pixels
@@ -33,7 +34,7 @@ class Rendered(NamedTuple):
 
 def render(
     model: JointModel,
-    frames: Sequence[Pixels],
+    frames: Sequence[Frame],
     labels: Labels,
     runtime: Runtime,
     *,
@@ -73,7 +74,7 @@ def _needed(labels: Labels, part: Tile) -> list[int]:
 
 def _render_tile(
     model: JointModel,
-    frames: Sequence[Pixels],
+    frames: Sequence[Frame],
     sources: Sequence[int],
     labels: Labels,
     part: Tile,
@@ -110,9 +111,13 @@ def _to_pixels(image: torch.Tensor, dtype: type[np.uint8 | np.uint16], channels:
     return pixels
 
 
-def enlarge_plane(planes: Sequence[Pixels], labels: Labels, scale: int) -> Pixels:
-    """Return the fused and enlarged alpha of a bracket: planes (H, W), each where its frame wins, bicubic."""
-    fused = np.take_along_axis(np.stack(planes), labels[None].astype(np.intp), 0)[0]
+def enlarge_plane(planes: Sequence[Frame], labels: Labels, scale: int) -> Pixels:
+    """Return the fused and enlarged alpha of a bracket: planes H×W×1, each where its frame wins, bicubic."""
+    fused: Pixels = np.zeros(labels.shape, planes[0].dtype)
+    for rows in row_blocks(labels.shape, 2):
+        for label in np.unique(labels[rows]):
+            own = labels[rows] == label
+            fused[rows][own] = planes[label][rows, slice(None)][:, :, 0][own]
     if scale == 1:
         return np.ascontiguousarray(fused)
     size = (fused.shape[1] * scale, fused.shape[0] * scale)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mffsr.errors import BracketError, DeviceError, MffsrError, UsageError
-from mffsr.focus_map import decide_focus, fill_holes, preview
+from mffsr.focus_map import decide_focus, fill_holes, preview, settle_undecided
 from mffsr.fuse import Events, Plan, fuse_bracket, plan_tiles
 from mffsr.photo import Photo
 from mffsr.render import render
@@ -245,3 +245,20 @@ def test_focus_of_a_network_that_knows(cpu, monkeypatch):
     found = decide_focus(model, frames, cpu, tile=64)
     assert (found.labels == truth).mean() > 0.93
     assert preview(found.labels, 4).shape == (90, 120, 3)
+
+
+def test_a_region_sharp_in_no_frame_comes_whole_from_what_surrounds_it():
+    rng = np.random.default_rng(0)
+    labels = np.zeros((120, 160), np.uint16)
+    labels[:, 80:] = 1
+    expected = labels.copy()
+    clearest = np.full(labels.shape, 200, np.uint8)
+    region = (slice(30, 90), slice(100, 150))
+    labels[region] = rng.integers(0, 3, (60, 50))
+    clearest[region] = 5
+    clearest[:, 79:81] = 5  # a border between two labels is no region
+    settled, share = settle_undecided(labels, clearest)
+    inner = (slice(36, 84), slice(106, 144))
+    np.testing.assert_array_equal(settled[inner], expected[inner])
+    np.testing.assert_array_equal(settled[:, :95], expected[:, :95])
+    assert 0.7 * 3000 < share * labels.size < 3100

@@ -11,10 +11,10 @@ PACKAGE = Path(mffsr.__file__).parent
 LAYERS = [
     {"errors"},
     {"model", "photo", "tiles", "metrics"},
-    {"checkpoint", "device"},
-    {"render", "focus_map"},
+    {"checkpoint", "device", "events", "frames"},
+    {"render", "focus_map", "stack", "plan"},
     {"fuse"},
-    {"evaluate", "paper_tables", "training"},
+    {"batch", "evaluate", "paper_tables", "training"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -22,7 +22,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 def part(name: str) -> str:
     """Return the part of the package a module belongs to; evaluate_*.py are pieces of evaluate.py."""
-    return "evaluate" if name.startswith("evaluate_") else name
+    return name.split("_")[0] if name.startswith(("evaluate_", "batch_")) else name
 
 
 def imported(path: Path) -> set[str]:

@@ -64,7 +64,8 @@ def train(
 ) -> int:
     """Train a stage on a few photos and return the step that it ended with."""
     run.mkdir(exist_ok=True)
-    _, step = train_stage(stage, options, photos, photos, run, runtime, **more)  # type: ignore[arg-type]
+    one = Photos([photos.images[0].clone()], photos.sharp[:1], photos.names[:1])
+    _, step = train_stage(stage, options, photos, one, run, runtime, **more)  # type: ignore[arg-type]
     return step
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mffsr.cli.app import app
-from mffsr.training import trainer
+from mffsr.device import Runtime
+from mffsr.errors import TrainingError, UsageError
+from mffsr.training import train, trainer
+from mffsr.training.photos import find_photos, load_photos
 from mffsr.training.processes import Processes
+from mffsr.training.stages import STAGES
+from mffsr.training.synth import mask_bank
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+HERE = (Path(__file__).parent.parent, Path(__file__).parent)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, HERE))}
 SMALL = ("--patch", "16", "--batch", "1", "--seed", "3", "--device", "cpu", "--precision", "fp32")
 
 
@@ -103,15 +110,24 @@ def run_here(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.stderr
 
 
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the command train tiny networks in this process too."""
+    whole = trainer.RunOptions
+    monkeypatch.setattr(train, "RunOptions", lambda **given: whole(**given, features=8, blocks=1))
+    monkeypatch.setattr(trainer, "mask_bank", lambda count, size, rng: mask_bank(8, size, rng))
+    trainer._masks.cache_clear()
+
+
 # -- stopped and resumed -----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("tiny")
 def test_killed_at_random_steps_and_resumed_is_as_never_killed(folder: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = ("--steps", "12", "--save-every", "1", "--validate-every", "100")
-    code, out, err = finish(start(command(*arguments(folder, whole, *options))))
+    code, err = run_here(*arguments(folder, whole, *options))
     assert code == 0, err
-    assert out.strip() == str(whole / "x2.safetensors")
     state = cut / "x2-srn-state.safetensors"
     seed = random.randrange(1 << 30)
     for kill_at in sorted(random.Random(seed).sample(range(1, 11), 3)):
@@ -122,7 +138,7 @@ def test_killed_at_random_steps_and_resumed_is_as_never_killed(folder: Path, tmp
         process.communicate(timeout=60)
     reached = step_of(state)
     assert 1 <= reached < 12, f"seed {seed}"
-    code, _, err = finish(start(command(*arguments(folder, cut, *options, "--resume"))))
+    code, err = run_here(*arguments(folder, cut, *options, "--resume"))
     assert code == 0, err
     for name in (state.name, "x2.safetensors"):
         assert contents(cut / name) == contents(whole / name), f"seed {seed}, {name}"
@@ -132,17 +148,14 @@ def test_killed_at_random_steps_and_resumed_is_as_never_killed(folder: Path, tmp
     assert not list(cut.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_it_saves_and_says_how_to_go_on(
-    folder: Path, tmp_path: Path, number: signal.Signals, code: int
-) -> None:
+def test_interrupted_it_saves_and_says_how_to_go_on(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     given = arguments(folder, run, "--steps", "100000", "--save-every", "3", "--validate-every", "1000")
     process = start(command(*given, tiny=False))
     wait_for(run / "x2-srn-state.safetensors", 3, process)
-    process.send_signal(number)
-    found, out, err = finish(process)
-    assert found == code, err
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert code == 130, err
     step = step_of(run / "x2-srn-state.safetensors")
     assert f"srn stopped after step {step} of 100000: its state is kept in {run}, go on with --resume" in err
     assert "Traceback" not in err
@@ -161,20 +174,21 @@ os.{call} = deadly
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.usefixtures("tiny")
 def test_killed_while_it_writes_the_checkpoint_before_survives(
     folder: Path, tmp_path: Path, call: str
 ) -> None:
-    given = arguments(folder, tmp_path, "--steps", "2", "--save-every", "1", "--validate-every", "9")
-    # Written before the second state: table, picture, state and weights; each is synced twice, with its folder.
+    given = arguments(folder, tmp_path, "--steps", "3", "--save-every", "1", "--validate-every", "9")
+    # Before the second state: table, picture, state and weights; each is synced twice, with its folder.
     deadly = DEADLY.format(call=call, allowed=8 if call == "fsync" else 4)
     code, _, err = finish(start(command(*given, before=deadly)))
     assert code == -signal.SIGKILL, err
     state = tmp_path / "x2-srn-state.safetensors"
     assert step_of(state) == 1
     assert list(tmp_path.glob(f".{state.name}.*.tmp"))
-    code, _, err = finish(start(command(*given, "--resume")))
+    code, err = run_here(*given, "--resume")
     assert code == 0, err
-    assert step_of(state) == 2
+    assert step_of(state) == 3
     assert not list(tmp_path.glob(".*.tmp"))
 
 
@@ -220,14 +234,17 @@ def test_a_second_training_in_the_folder_is_refused(folder: Path, tmp_path: Path
     code, err = run_here(*arguments(folder, run, "--resume"))
     assert code == 1
     assert "another training is running in this folder" in err
-    process.kill()
-    process.communicate(timeout=60)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 143, err
+    assert "srn stopped after step" in err
     code, err = run_here(*arguments(folder, run))
     assert code == 2
     assert "holds a training of srn already" in err
     assert "--resume" in err
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_huge_rate_ends_with_a_message(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, err = run_here(*arguments(folder, run, "--steps", "60", "--rate", "1e9", "--save-every", "1"))
@@ -247,18 +264,9 @@ def test_the_joint_stage_says_what_it_lacks(folder: Path, tmp_path: Path) -> Non
 # -- all at once -------------------------------------------------------------------------------------------
 
 
-def test_all_stages_stop_in_time_and_go_on(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = trainer.RunOptions
-
-    def tiny(**given: object) -> trainer.RunOptions:
-        return whole(**given | {"features": 8, "blocks": 1})  # type: ignore[arg-type]
-
-    monkeypatch.setattr("mffsr.training.train.RunOptions", tiny)
-    arguments = command(folder, tmp_path, "--steps", "4", "--affinity", "--attention", "none", which="all")[
-        3:
-    ]
+@pytest.mark.usefixtures("tiny")
+def test_all_stages_stop_in_time_and_go_on(folder: Path, tmp_path: Path) -> None:
+    given = arguments(folder, tmp_path, "--steps", "4", "--attention", "none", which="all")
     code, err = run_here(*given, "--minutes", "0.000001")
     assert code == 0, err
     assert "fapn stopped after step 0 of 4" in err
@@ -287,28 +295,43 @@ def test_the_preview_is_written_and_nothing_trained(folder: Path, tmp_path: Path
 
 # -- more than one process ---------------------------------------------------------------------------------
 
-LOSSES = """
-import sys, json, torch
-from dataclasses import replace
+TOGETHER = """
+import json
 from pathlib import Path
-from mffsr.device import Runtime
-from mffsr.training.photos import find_photos, load_photos
+import torch
+from mffsr.errors import TrainingError
 from mffsr.training.processes import join
-from mffsr.training.stages import STAGES
-from mffsr.training.train import RunOptions, train_stage
-cpu = torch.device("cpu")
-processes = join(cpu)
-photos = load_photos(find_photos(Path(sys.argv[1])), cpu, smallest=96)
-stage = replace(STAGES[1], steps=20, batch=int(sys.argv[3]), patch=16, warmup=2)
-options = RunOptions(scale=2, features=8, blocks=2)
-losses = []
-run = Path(sys.argv[2])
-runtime = Runtime(device=cpu, dtype=torch.float32, memory=0, reason="")
-train_stage(stage, options, photos, photos, run, runtime, processes=processes, report_every=1,
-    on_report=lambda report: losses.append(report.loss))
-(run / f"losses-{processes.rank}.json").write_text(json.dumps(losses[1:]))
-processes.leave()
+from test_training_cli import losses_of
+processes = join(torch.device("cpu"))
+found = losses_of(Path(sys.argv[1]), Path(sys.argv[2]) / "two", processes, 4)
+Path(sys.argv[2], f"losses-{processes.rank}.json").write_text(json.dumps(found))
+
+def fail(self, step, batch):
+    raise TrainingError("rank 1 fails")
+
+if processes.rank == 1:
+    trainer.Trainer.step = fail
+losses_of(Path(sys.argv[1]), Path(sys.argv[2]) / "failing", processes, 4)
 """
+
+
+def losses_of(folder: Path, run: Path, processes: Processes, batch: int) -> list[float | None]:
+    """Train 20 steps of a tiny SRN; return the loss of each."""
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+    photos = load_photos(find_photos(folder), cpu, smallest=96)
+    stage = replace(STAGES[1], steps=20, batch=batch, patch=16, warmup=2)
+    options = trainer.RunOptions(scale=2, features=8, blocks=2)
+    runtime = Runtime(device=cpu, dtype=torch.float32, memory=0, reason="")
+    losses: list[float | None] = []
+    given = {
+        "processes": processes,
+        "report_every": 1,
+        "on_report": lambda report: losses.append(report.loss),
+    }
+    run.mkdir(exist_ok=True)
+    train.train_stage(stage, options, photos, photos, run, runtime, **given)
+    return losses[1:]  # the first report is of step 0
 
 
 def port() -> str:
@@ -317,23 +340,33 @@ def port() -> str:
         return str(found.getsockname()[1])
 
 
-def test_two_processes_are_one_with_the_doubled_batch(folder: Path, tmp_path: Path) -> None:
-    runs = [tmp_path / "one", tmp_path / "two"]
-    for run in runs:
-        run.mkdir()
-    script = [sys.executable, "-c", LOSSES, str(folder)]
-    code, _, err = finish(start([*script, str(runs[0]), "8"]))
-    assert code == 0, err
-    pair = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port()}
-    both = [start([*script, str(runs[1]), "4"], RANK=str(rank), **pair) for rank in range(2)]
-    for process in both:
-        code, _, err = finish(process)
-        assert code == 0, err
-    alone = json.loads((runs[0] / "losses-0.json").read_text())
+@pytest.mark.usefixtures("tiny")
+def test_two_processes_are_one_with_the_doubled_batch_and_fail_together(folder: Path, tmp_path: Path) -> None:
+    alone = losses_of(folder, tmp_path / "one", Processes(), 8)
     assert len(alone) == 20
+    pair = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port()}
+    script = command(str(folder), str(tmp_path), before=TOGETHER)
+    both = [start(script, RANK=str(rank), **pair) for rank in range(2)]
+    ended = [finish(process) for process in both]
     for rank in range(2):
-        shared = json.loads((runs[1] / f"losses-{rank}.json").read_text())
+        shared = json.loads((tmp_path / f"losses-{rank}.json").read_text())
         assert shared == pytest.approx(alone, rel=1e-5)
+    for (code, _, err), message in zip(
+        ended, ("another process of this training has ended", "rank 1 fails"), strict=True
+    ):
+        assert code == 1
+        assert message in err
+
+
+def test_what_one_process_cannot_do_all_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(messages: list[object], mine: object) -> None:
+        messages[:] = [mine, (True, "rank 1: no photographs")]
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    with pytest.raises(UsageError, match="rank 1: no photographs"), Processes(count=2).together():
+        pass
+    with pytest.raises(TrainingError, match="mine"), Processes(count=2).together():
+        raise TrainingError("mine")
 
 
 def torchrun(*arguments: str) -> list[str]:
@@ -351,38 +384,6 @@ def test_torchrun_trains_with_one_voice_and_leaves_cleanly(folder: Path, tmp_pat
     code, err = run_here(*arguments(folder, run, "--steps", "3", "--resume"))
     assert code == 2
     assert "processes was 2, now 1" in err
-
-
-FAILING = """
-import os
-from mffsr.errors import TrainingError
-if os.environ["RANK"] == "1":
-    def fail(self, step, batch):
-        raise TrainingError("rank 1 fails")
-    trainer.Trainer.step = fail
-"""
-
-
-def test_an_error_in_one_process_ends_the_others(folder: Path, tmp_path: Path) -> None:
-    pair = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port()}
-    given = command(*arguments(folder, tmp_path, "--steps", "50"), before=FAILING)
-    both = [start(given, RANK=str(rank), **pair) for rank in range(2)]
-    (code0, _, err0), (code1, _, err1) = (finish(process) for process in both)
-    assert (code0, code1) == (1, 1)
-    assert "rank 1 fails" in err1
-    assert "another process of this training has ended" in err0
-
-
-def test_a_photo_that_one_process_cannot_read_ends_both_before_training(folder: Path, tmp_path: Path) -> None:
-    pair = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port()}
-    given = arguments(folder, tmp_path / "run", "--steps", "3")
-    both = [start(command(*given), RANK="0", **pair)]
-    given[given.index(str(folder))] = str(tmp_path)
-    both.append(start(command(*given), RANK="1", **pair))
-    for process in both:
-        code, _, err = finish(process)
-        assert code == 2
-        assert "no photographs" in err
 
 
 def test_alone_nothing_is_shared() -> None:

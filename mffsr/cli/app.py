@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mffsr import __version__
-from mffsr.cli import doctor, evaluate, fuse, train
+from mffsr.cli import batch, doctor, evaluate, fuse, train
 
 __all__ = ["app", "main"]
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("fuse", epilog=EPILOG)(fuse.fuse)
+app.command("batch", epilog=EPILOG)(batch.batch)
 app.command("train", epilog=EPILOG)(train.train)
 app.command("eval", cls=evaluate.EvalCommand, epilog=EPILOG)(evaluate.evaluate)
 app.command("doctor", epilog=EPILOG)(doctor.doctor)

@@ -19,9 +19,15 @@ import typer
 
 from mffsr.errors import MffsrError, UsageError
 
-__all__ = ["Console", "Terminated", "exit_codes"]
+__all__ = ["Console", "Terminated", "exit_codes", "failure_text"]
 
-STAGES = {"align": "Registering", "focus": "Finding focus", "enlarge": "Enlarging"}
+STAGES = {
+    "brackets": "Brackets",
+    "read": "Reading",
+    "align": "Registering",
+    "focus": "Finding focus",
+    "enlarge": "Enlarging",
+}
 LINES = 5  # most lines that a failure prints
 
 
@@ -56,9 +62,9 @@ class Console:
         """Whether progress bars are being drawn."""
         return self._live is not None
 
-    def message(self, text: str) -> None:
+    def message(self, text: str, *, always: bool = False) -> None:
         """Say something on stderr, unless --quiet."""
-        if not self.quiet:
+        if always or not self.quiet:
             self._write(text)
 
     def warning(self, text: str) -> None:
@@ -74,7 +80,11 @@ class Console:
 
     def result(self, text: str, data: Any = None) -> None:
         """Print the result on stdout: `data` as JSON with --json, else `text`."""
-        out = json.dumps(data, ensure_ascii=False) if self.as_json else text
+        out = text
+        if self.as_json:
+            out = json.dumps(data, ensure_ascii=False)
+            if any("\ud800" <= c <= "\udfff" for c in out):  # a name that is not UTF-8
+                out = json.dumps(data)
         try:
             sys.stdout.write(
                 out.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") + "\n"
@@ -100,6 +110,12 @@ class Console:
             self._last[stage] = now
             self._write(f"{label}: {done} of {total}")
 
+    def begin_again(self, *, but: str) -> None:
+        """Set all bars back, but one: the stages begin again, for another photo."""
+        for stage, task in self._tasks.items():
+            if stage != but:
+                self._live.reset(task)
+
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
         """Draw progress bars while the block runs, where stderr is a terminal that can."""
@@ -116,7 +132,8 @@ class Console:
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         )
-        with Progress(*columns, console=screen, expand=True) as live:
+        # Results are no part of the display, unless both go to the same terminal.
+        with Progress(*columns, console=screen, expand=True, redirect_stdout=sys.stdout.isatty()) as live:
             self._live = live
             try:
                 yield
@@ -157,11 +174,16 @@ def exit_codes(console: Console, *, debug: bool = False) -> Iterator[None]:
     except (OSError, MemoryError) as error:
         if debug:
             raise
-        console.error(_system_error(error))
+        console.error(failure_text(error))
         raise typer.Exit(1) from None
 
 
-def _system_error(error: OSError | MemoryError) -> str:
+def failure_text(error: BaseException) -> str:
+    """Return what to say of an error: the text of our own, the system's words, or at least its kind."""
+    if isinstance(error, MffsrError):
+        return str(error)
+    if not isinstance(error, OSError | MemoryError):
+        return f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError):
         return "not enough memory\nclose other programs, or use a smaller --tile"
     name = f"{error.filename}: " if error.filename else ""

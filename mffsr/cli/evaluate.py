@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 from mffsr.cli.console import Console, exit_codes
 from mffsr.cli.evaluate_tables import to_csv, to_latex, to_text
-from mffsr.cli.fuse import _memory, _tile, expand
+from mffsr.cli.fuse import expand, parse_memory, parse_tile
 from mffsr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def evaluate(
             report = _results(request, fused, console)
         else:
             options = {"device": device, "precision": precision, "align": align}
-            engine = _engine(request, options, _tile(tile), _memory(max_memory), console)
+            engine = _engine(request, options, parse_tile(tile), parse_memory(max_memory), console)
             report = _run(request, engine, console)
         if csv is not None:
             _write(csv, to_csv(report.csv), force)

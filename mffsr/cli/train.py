@@ -183,6 +183,8 @@ class _Run:
         console = self.console
         stop = _Stop(time.monotonic() + 60 * minutes if minutes else None)
         for stage in stages:
+            size = f"{stage.patch}×{stage.patch}"
+            console.message(f"{stage.name}: {stage.steps} steps of {stage.batch} patches of {size} pixels")
             with console.live():
                 weights, step = train_stage(
                     stage,

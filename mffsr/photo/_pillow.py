@@ -16,7 +16,7 @@ from PIL import Image, ImageFile, JpegImagePlugin, WebPImagePlugin
 from . import _colour
 from ._decoded import Decoded, Header, Pixels, UnsupportedError, Warn
 
-__all__ = ["check_boxes", "decode", "encode_webp", "header"]
+__all__ = ["check_boxes", "decode", "decode_small", "encode_webp", "header"]
 
 
 def _open(stream: BinaryIO, form: str) -> ImageFile.ImageFile:
@@ -158,6 +158,14 @@ def decode(stream: BinaryIO, form: str, warn: Warn) -> Decoded:
         dpi=_density(info.get("dpi") if info.get("jfif_unit") in (1, 2) else None),
         orientation=1 if orientation is not None else None,  # libheif has turned the picture already
     )
+
+
+def decode_small(stream: BinaryIO, side: int) -> Pixels:
+    """A JPEG as H×W gray pixels, reduced by up to 8 as long as no side falls below `side`; not turned."""
+    image = _open(stream, "JPEG")
+    image.draft("L", (side, side))
+    image.load()
+    return np.asarray(image.convert("L"))
 
 
 def _tell_of_losses(stream: BinaryIO, warn: Warn) -> None:

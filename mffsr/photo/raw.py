@@ -22,7 +22,7 @@ from ._tiff import check_segments, descriptive
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["decode", "header"]
+__all__ = ["decode", "exif_of_raw", "header", "preview"]
 
 _SRGB_GAMMA = (2.4, 12.92)  # exponent and slope at black of IEC 61966-2-1; LibRaw's default is BT.709
 _EMPTY_ROWS = 16  # so many rows on end without any noise are no photograph
@@ -138,6 +138,27 @@ def _check_sensor(raw: Any) -> None:
     run = np.convolve(repeated, np.ones(_EMPTY_ROWS, np.int64))
     if sensor.shape[1] >= 16 and run.max(initial=0) >= _EMPTY_ROWS:
         raise ValueError("cut short: rows of the RAW are empty")
+
+
+def exif_of_raw(stream: BinaryIO) -> bytes | None:
+    """The EXIF data without developing: the file's own, else what LibRaw tells; None if there is none."""
+    block = _exif_of_file(stream)
+    if block is None:
+        with _open(stream) as raw:
+            block = _exif_of_libraw(raw)
+    return block
+
+
+def preview(stream: BinaryIO) -> bytes | None:
+    """The JPEG that the camera put into the RAW, or None."""
+    import rawpy
+
+    with _open(stream) as raw:
+        try:
+            found = raw.extract_thumb()
+        except rawpy.LibRawError:  # none, or of a kind that LibRaw does not know
+            return None
+    return found.data if found.format == rawpy.ThumbFormat.JPEG else None
 
 
 def _exif_of_file(stream: BinaryIO) -> bytes | None:

@@ -61,18 +61,25 @@ def defocus(image: Tensor, layers: Tensor, kernels: Tensor, radii: Tensor, matte
     kernels: (N, L, B, k, k) blur of layer l in frame n; radii: (N, L, B) the same blurs' radii, of which the
     smallest is the sharpest; matte: (B,) bool, α-matte boundary instead of the hard one of equation (21).
     """
-    frames = [
-        torch.where(
-            matte[:, None, None, None], _matte(image, layers, per_frame), _hard(image, layers, per_frame)
-        )
-        for per_frame in kernels
-    ]
+    frames = [_blend(image, layers, per_frame, matte) for per_frame in kernels]
     owner = layers.argmax(1, keepdim=True)  # (B, 1, H, W): which layer a pixel lies on
     sharpest = radii.argmin(0)  # (L, B)
     ordered = radii.sort(0).values
     clear = ordered[1] - ordered[0] > 0.3 if len(radii) > 1 else torch.ones_like(ordered[0], dtype=torch.bool)
     rows = torch.arange(len(image), device=image.device)[:, None, None, None]
     return Frames(frames, sharpest[owner, rows], clear[owner, rows])
+
+
+def _blend(image: Tensor, layers: Tensor, kernels: Tensor, matte: Tensor) -> Tensor:
+    """Make one frame, each image's boundary of its own kind."""
+    if image.device.type != "cpu":  # both kinds of every image: to look at `matte` would stop the device
+        both = _matte(image, layers, kernels), _hard(image, layers, kernels)
+        return torch.where(matte[:, None, None, None], *both)
+    out = torch.empty_like(image)
+    for make, chosen in ((_matte, matte), (_hard, ~matte)):
+        if bool(chosen.any()):
+            out[chosen] = make(image[chosen], layers[chosen], kernels[:, chosen])
+    return out
 
 
 def _hard(image: Tensor, layers: Tensor, kernels: Tensor) -> Tensor:

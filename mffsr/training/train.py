@@ -155,6 +155,6 @@ class _Reporter:
             numbers = {name: getattr(report, name) for name in COLUMNS}
             trainer.log.add(numbers | dict(report.scores or {}))
             if report.scores:
-                trainer.log.draw(f"{stage.name} ×{trainer.options.scale}" if stage.name != "fapn" else "fapn")
+                trainer.log.draw(f"{stage.name} x{trainer.options.scale}" if stage.name != "fapn" else "fapn")
         self.on_report(report)
         self.restart()

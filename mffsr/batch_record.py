@@ -1,0 +1,139 @@
+"""What a batch has finished: a small file per output, by which `--resume` knows what need not be done again.
+
+A record is found by the output's name and a key: the digest of the photos' contents and names, of all options
+that change the result, and of the weights. It is begun before the output is put in place and completed, with
+the output's digest, afterwards. So a batch may be killed at any moment: an output without a complete record
+has a begun one, and outputs appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from mffsr.errors import PhotoError
+from mffsr.photo import atomic_output
+from mffsr.photo.content import Content, content
+
+__all__ = ["FOLDER", "Records", "State", "key_of"]
+
+FOLDER = ".mffsr-batch"
+VERSION = 1
+CLOCK = 2 * 10**9  # ns by which a file system's clock may differ from ours
+
+
+class State(Enum):
+    """What the records know of an output."""
+
+    unknown = "unknown"  # nothing, or it was changed since
+    begun = "begun"  # what exists of it was written by us; something is missing
+    finished = "finished"
+
+
+def key_of(photos: Sequence[Path], contents: Sequence[Content], options: Mapping[str, Any]) -> str:
+    """Return the digest of everything that decides the result."""
+    inputs = [(os.fsencode(p.name).hex(), c.sha256) for p, c in zip(photos, contents, strict=True)]
+    text = json.dumps([VERSION, inputs, dict(options)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Records:
+    """The records of one output folder. Reading them writes nothing; damaged ones count as missing."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.folder = out / FOLDER
+
+    def outputs(self) -> set[str]:
+        """Return the real paths of everything that batches wrote here."""
+        found = set()
+        for path in self.folder.glob("*.json"):
+            found |= {os.path.realpath(self.out / name) for name in self._load(path).get("files", {})}
+        return found
+
+    def state(self, target: Path, key: str, *, stop: Callable[[], bool] = lambda: False) -> State:
+        """Compare an output with its record, be it complete or only begun."""
+        for begun in (False, True):
+            record = self._load(self._path(target, key, begun=begun))
+            files: dict[str, Any] = record.get("files", {})
+            present = [name for name in files if os.path.lexists(self.out / name)]
+            if not present or not all(self._ours(name, record, stop) for name in present):
+                continue
+            if len(present) < len(files):
+                return State.begun
+            if begun:
+                self.finish(target, key, [self.out / name for name in files])
+            return State.finished
+        return State.unknown
+
+    def _ours(self, name: str, record: Mapping[str, Any], stop: Callable[[], bool]) -> bool:
+        """Whether a file is as this record's batch wrote it."""
+        path, expected = self.out / name, record["files"][name]
+        try:
+            written = os.stat(path)
+            if expected is None:
+                return written.st_mtime_ns >= record["begun"] - CLOCK
+            return (
+                written.st_size == expected["size"] and content(path, stop=stop).sha256 == expected["sha256"]
+            )
+        except (OSError, PhotoError) as fault:
+            if isinstance(fault, InterruptedError):
+                raise
+            return False
+
+    def begin(self, target: Path, key: str, files: Sequence[Path]) -> None:
+        """Note that `files` are about to be written; `target` is the name the output was to have."""
+        self._save(self._path(target, key, begun=True), key, dict.fromkeys(map(self._name, files)))
+
+    def finish(self, target: Path, key: str, files: Sequence[Path]) -> None:
+        """Note that `files` are written."""
+        done = {}
+        for path in files:
+            found = content(path)
+            done[self._name(path)] = {"size": found.size, "sha256": found.sha256}
+        self._save(self._path(target, key), key, done)
+        self.forget(target, key)
+
+    def forget(self, target: Path, key: str) -> None:
+        """Take back what `begin` noted."""
+        with contextlib.suppress(OSError):
+            self._path(target, key, begun=True).unlink(missing_ok=True)
+
+    def _name(self, path: Path) -> str:
+        return os.fsencode(path.relative_to(self.out)).decode("utf-8", "surrogateescape")
+
+    def _path(self, target: Path, key: str, *, begun: bool = False) -> Path:
+        digest = hashlib.sha256(os.fsencode(target.relative_to(self.out)) + b"\0" + key.encode())
+        return self.folder / f"{digest.hexdigest()[:32]}{'.begun' * begun}.json"
+
+    def _save(self, path: Path, key: str, files: Mapping[str, Any]) -> None:
+        record = {"mffsr_batch": VERSION, "key": key, "begun": time.time_ns(), "files": files}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_output(path, overwrite=True) as stream:
+            stream.write(
+                json.dumps(record, indent=1).encode()
+            )  # lone surrogates become escapes and come back
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        try:
+            record = json.loads(path.read_bytes())
+            files = record["files"]
+            if record["mffsr_batch"] != VERSION or not isinstance(record["begun"], int):
+                return {}
+            for name, expected in files.items():
+                if expected is not None and not isinstance(
+                    expected["size"] + int(expected["sha256"], 16), int
+                ):
+                    return {}
+                if os.path.isabs(name) or ".." in Path(name).parts:
+                    return {}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return {}
+        return dict(record)

@@ -1,0 +1,120 @@
+"""`mffsr fuse --dry-run`: how the frames lie to each other, and what fusing them would take."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from mffsr.cli.console import Console
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mffsr.cli.fuse_job import Job
+    from mffsr.device import Runtime
+    from mffsr.model import JointModel
+    from mffsr.photo.align import Registration
+
+__all__ = ["describe_registration", "dry_run"]
+
+
+def dry_run(
+    job: Job, model: JointModel, runtime: Runtime, tile: int | None, align: bool, console: Console
+) -> None:
+    """Register the bracket, print the plan on stdout, and write nothing."""
+    from mffsr.cli.fuse_job import Lazy
+    from mffsr.events import Events
+    from mffsr.frames import FrameStore, disk_needed
+    from mffsr.photo import read_photo
+    from mffsr.plan import memory_of, plan_tiles, rough_seconds
+    from mffsr.stack import field_of_view, read_stack, register
+
+    registrations: list[Registration] = []
+    dropped: dict[int, str] = {}
+    width, height = job.size
+    count = len(job.photos)
+    shape = (height, width, 3)
+    plan = plan_tiles(runtime, model, shape, tile, job.depth)
+    if align:
+        events = Events(progress=console.progress, message=console.message, warning=console.warning)
+        photos = Lazy(job.photos, lambda path: read_photo(path, warn=console.warning))
+        folders = [job.output.parent]
+        framing = job.framing
+        stores = FrameStore(count, folders=folders), FrameStore(count, folders=folders)
+        with console.live(), stores[0], stores[1]:
+            stack = read_stack(photos, *stores, events)
+            registrations = register(stack, events, model=framing.model, on_bad_frame=framing.on_bad_frame)
+        dropped = stack.dropped
+        shape = (*field_of_view(registrations, job.size, crop=job.framing.crop)[:1:-1], 3)
+    memory = memory_of(plan, runtime, model, shape, job.depth)
+    disk = disk_needed(count, width * height * 3 * job.source_depth // 8)
+    seconds = rough_seconds(model, runtime, plan, shape, count - len(dropped))
+    size = (shape[1] * job.scale, shape[0] * job.scale)
+    lines = [
+        *(_table(job, registrations, dropped) if align else (f"photo   {path}" for path in job.photos)),
+        f"output  {job.output}, {size[0]}×{size[1]}, {job.depth} bits",
+        f"device  {runtime.reason}, up to {runtime.memory >> 20} MB",
+        f"tiles   focus {plan.focus}, enlarging {plan.render} pixels a side",
+        f"needs   about {memory >> 20} MB of memory, {disk >> 20} MB of disk meanwhile, {_time(seconds)}",
+    ]
+    data = {
+        "photos": [str(path) for path in job.photos],
+        "frames": [_frame(job, index, registrations, dropped) for index in range(count)],
+        "output": str(job.output),
+        "width": size[0],
+        "height": size[1],
+        "depth": job.depth,
+        "device": str(runtime.device),
+        "precision": runtime.precision,
+        "tile": {"focus": plan.focus, "enlarge": plan.render},
+        "expected": {"memory": memory, "disk": disk, "seconds": round(seconds, 1)},
+        "warnings": console.warnings,
+    }
+    console.result("\n".join(lines), data)
+
+
+def describe_registration(found: Registration) -> dict[str, Any]:
+    """Return what --json tells of where a frame lies and how bright it is."""
+    return {
+        "shift": [round(v, 3) for v in found.shift],
+        "rotation": round(found.rotation, 4),
+        "scale": round(found.scale, 6),
+        "gain": [round(v, 4) for v in found.gain],
+        "ecc": round(found.ecc, 4),
+        "residual": round(found.residual, 3),
+    }
+
+
+def _frame(
+    job: Job, index: int, registrations: Sequence[Registration], dropped: dict[int, str]
+) -> dict[str, Any]:
+    frame: dict[str, Any] = {"path": str(job.photos[index])}
+    if index in dropped:
+        frame["dropped"] = dropped[index]
+    for found in registrations:
+        if found.index == index:
+            frame |= describe_registration(found) | {"reference": found.index == found.reference}
+    return frame
+
+
+def _table(job: Job, registrations: Sequence[Registration], dropped: dict[int, str]) -> list[str]:
+    lines = ["photo    shift x  shift y  rotation   scale  exposure  match  off by"]
+    placed = {found.index: found for found in registrations}
+    for index, path in enumerate(job.photos):
+        if (found := placed.get(index)) is None:
+            lines.append(f"{index + 1:>5}    left out: {dropped.get(index, '')}  {path}")
+            continue
+        exposure = math.log2(sum(found.gain) / len(found.gain))
+        lines.append(
+            f"{index + 1:>5}   {found.shift[0]:+8.2f} {found.shift[1]:+8.2f} {found.rotation:+8.3f}° "
+            f"{found.scale:7.4f} {exposure:+6.2f} EV {found.ecc:6.3f} {found.residual:4.1f} px  {path}"
+            + ("  (reference)" if found.index == found.reference else "")
+        )
+    return lines
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"about {max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"about {minutes} min" if minutes < 100 else f"about {seconds / 3600:.1f} h"

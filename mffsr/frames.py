@@ -1,0 +1,170 @@
+"""Where the frames of a bracket are kept: few and small ones in memory, many or large ones in a file.
+
+    store[i][rows, columns]     the part of a frame that a tile needs, an ordinary array
+
+Memory does not grow with the number of frames: a bracket above `IN_MEMORY` bytes lies in one temporary file,
+of which plain reads take the rows that are asked for (mapped pages would count as this process's memory). On
+POSIX the file has no name from the start, so that nothing is left behind however the process ends.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+
+from mffsr.errors import PhotoError
+from mffsr.photo import Pixels
+
+__all__ = ["IN_MEMORY", "Frame", "FrameStore", "StoredFrame", "disk_needed", "row_blocks"]
+
+IN_MEMORY = 64 << 20  # bytes that all frames of a bracket may take together before they go to a file
+BLOCK = 8 << 20  # bytes handled at once where a whole frame is walked through
+
+
+class StoredFrame:
+    """A frame H×W×C in the store's file: `frame[rows, columns]` reads that part, as of an array."""
+
+    def __init__(self, file: IO[bytes], offset: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]):
+        self.shape = shape
+        self.dtype = dtype
+        self._file, self._offset = file, offset
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the frame."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def __getitem__(self, part: tuple[slice, slice]) -> Pixels:
+        first, last, step = part[0].indices(self.shape[0])
+        if step != 1:
+            raise ValueError("rows must be consecutive")
+        line = self.nbytes // self.shape[0]
+        out: Pixels = np.empty((max(0, last - first), *self.shape[1:]), self.dtype)
+        self._file.seek(self._offset + first * line)
+        _read(self._file, out)
+        columns = out[:, part[1]]
+        return columns if columns.shape == out.shape else np.ascontiguousarray(columns)
+
+
+Frame = Pixels | StoredFrame  # H×W×C, uint8 or uint16
+
+
+class FrameStore:
+    """Frames by number, each put once or more; a context manager, whose end removes the file.
+
+    `count` frames are expected; `folders` are those where the file may lie, best first (the system's for
+    temporary files where none is given). Raises PhotoError where no disk has room for them.
+    """
+
+    def __init__(self, count: int, *, folders: Sequence[Path] = (), in_memory: int | None = None) -> None:
+        self._count = count
+        self._folders = folders
+        self._in_memory = IN_MEMORY if in_memory is None else in_memory
+        self._frames: dict[int, Frame] = {}
+        self._room: dict[int, tuple[int, int]] = {}  # offset and bytes that a frame has in the file
+        self._file: IO[bytes] | None = None
+        self._end = 0
+
+    def __enter__(self) -> FrameStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: int) -> Frame:
+        return self._frames[index]
+
+    def whole(self, index: int) -> Pixels:
+        """Return all of a frame as an array; it may be the store's own and is not to be written to."""
+        frame = self._frames[index]
+        return frame if isinstance(frame, np.ndarray) else frame[:, :]
+
+    def put(self, index: int, pixels: Pixels, *, borrowed: bool = False) -> None:
+        """Keep a frame (H×W×C) under `index`, in place of an earlier one.
+
+        A `borrowed` array lives elsewhere anyway and is only referred to.
+        """
+        if borrowed or self._count * pixels.nbytes <= self._in_memory:
+            self._frames[index] = pixels
+            return
+        if self._file is None:
+            self._file = _scratch(self._count * pixels.nbytes, self._folders)
+        offset, room = self._room.get(index, (self._end, 0))
+        if room < pixels.nbytes:
+            offset, room = self._end, pixels.nbytes
+            self._end += room
+        self._room[index] = offset, room
+        self._file.seek(offset)
+        try:
+            _write(self._file, pixels)
+        except OSError as error:
+            raise PhotoError(
+                f"the registered frames cannot be kept on disk: {error.strerror or error}\n"
+                f"about {self._count * pixels.nbytes >> 20} MB are needed; TMPDIR names another folder"
+            ) from None
+        self._frames[index] = StoredFrame(self._file, offset, pixels.shape, pixels.dtype)
+
+    def close(self) -> None:
+        """Drop all frames and the file."""
+        self._frames.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def disk_needed(count: int, nbytes: int) -> int:
+    """Return the bytes on disk that `count` frames of `nbytes` take while they are fused."""
+    return count * nbytes if count * nbytes > IN_MEMORY else 0
+
+
+def row_blocks(shape: tuple[int, ...], itemsize: int = 1) -> Iterator[slice]:
+    """Cut the rows of a frame of `shape` into blocks of about `BLOCK` bytes."""
+    step = max(1, BLOCK // max(1, int(np.prod(shape[1:])) * itemsize))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
+def _scratch(needed: int, folders: Sequence[Path]) -> IO[bytes]:
+    """Open a temporary file in the first folder that has room and may be written to."""
+    choice = [Path(os.environ["TMPDIR"])] if os.environ.get("TMPDIR") else []
+    choice += [*folders, Path(tempfile.gettempdir())]
+    found = []
+    for folder in choice:
+        try:
+            free = shutil.disk_usage(folder).free
+            found.append(f"{folder} has {free >> 20} MB")
+            if free >= needed:
+                return tempfile.TemporaryFile(prefix=".mffsr-", dir=folder, buffering=0)
+        except OSError:
+            continue
+    raise PhotoError(
+        f"No space left for the registered frames: {needed >> 20} MB are needed, {', '.join(found)}\n"
+        "free some, or let TMPDIR name a folder on another disk"
+    )
+
+
+def _write(file: IO[bytes], pixels: Pixels) -> None:
+    view = np.ascontiguousarray(pixels).reshape(-1).view(np.uint8).data
+    while len(view):
+        view = view[file.write(view) :]
+
+
+def _read(file: IO[bytes], out: Pixels) -> None:
+    view = out.reshape(-1).view(np.uint8).data
+    while len(view):
+        count = file.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise OSError("the temporary file of the registered frames ended early")
+        view = view[count:]

@@ -1,0 +1,163 @@
+"""What a camera noted about a shot, read from the file's metadata without decoding its pixels.
+
+read_capture(path) → Capture      camera, time, exposure, and its place in an in-camera focus bracket
+thumbnail(path)    → 32×32 gray   small enough that focus hardly shows, for comparing shots
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mffsr.errors import PhotoError
+
+from . import _blocks, _png, _sniff
+from ._decoded import guarded, open_photo, to_8_bit
+from ._ifd import Exif, IfdError, TiffReader, Value, parse_exif
+from .images import read_photo
+
+__all__ = ["SUFFIXES", "Capture", "read_capture", "similarity", "thumbnail"]
+
+SUFFIXES = _sniff.RAW_SUFFIXES | frozenset(
+    [".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".pnm", ".ppm", ".pgm", ".heic", ".heif", ".avif"]
+)
+SIDE = 32  # of a thumbnail, pixels: a blur of 1 % of the photo's width is a third of one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capture:
+    """A shot. Fields that the file does not tell are None."""
+
+    path: Path
+    camera: str | None = None  # make, model and serial number
+    time: float | None = None  # seconds on the camera's clock, from an arbitrary start
+    settings: tuple[float | None, ...] = (
+        None,
+        None,
+        None,
+    )  # exposure time in s, f-number, focal length in mm
+    sequence: int | None = None  # number of the shot in a focus bracket, as the camera counted
+
+
+def read_capture(path: Path) -> Capture:
+    """Return what is known of a shot; raises PhotoError for what is no photo or cannot be read."""
+    with open_photo(path) as stream, guarded(path):
+        exif = _exif(stream, _sniff.sniff(stream, path))
+    if exif is None:
+        return Capture(path=path)
+    names = [_text(exif.main, 0x010F), _text(exif.main, 0x0110), _text(exif.exif, 0xA431)]
+    settings = tuple(exif.first_ratio(exif.exif, tag) for tag in (0x829A, 0x829D, 0x920A))
+    return Capture(
+        path=path,
+        camera=" ".join(name for name in names if name) or None,
+        time=_time(exif),
+        settings=settings,
+        sequence=_focus_sequence(exif),
+    )
+
+
+def _exif(stream: BinaryIO, form: str) -> Exif | None:
+    """The EXIF directories of a photo, or None."""
+    with contextlib.suppress(IfdError):
+        match form:
+            case "TIFF":
+                return parse_exif(TiffReader(stream), largest=1 << 18)
+            case "RAW":
+                from .raw import exif_of_raw
+
+                block = exif_of_raw(stream)
+            case "PNG":
+                block = _png.header(stream)[1]
+            case "PNM":
+                block = None
+            case _:
+                from . import _pillow
+
+                block = _pillow.header(stream, form)[1]
+        block = _blocks.strip_exif_prefix(block)
+        return parse_exif(block) if block else None
+    return None
+
+
+def _text(values: dict[int, Value], tag: int) -> str:
+    value = values.get(tag)
+    return "" if value is None else value.data.split(b"\0")[0].decode("latin-1").strip()
+
+
+def _time(exif: Exif) -> float | None:
+    """DateTimeOriginal with its fraction of a second, or None."""
+    try:
+        moment = datetime.strptime(_text(exif.exif, 0x9003), "%Y:%m:%d %H:%M:%S")
+    except ValueError:
+        return None
+    fraction = _text(exif.exif, 0x9291)
+    seconds = (moment - datetime(1970, 1, 1)).total_seconds()
+    return seconds + (float(f"0.{fraction}") if fraction.isascii() and fraction.isdecimal() else 0.0)
+
+
+def _focus_sequence(exif: Exif) -> int | None:
+    """The shot's number in an in-camera focus bracket, where the maker's note says so plainly, or None.
+
+    Panasonic: BurstMode (0x2A) 3, or a step in FocusBracket (0xBD), and SequenceNumber (0x2B). Other makers
+    encrypt these fields or keep no number of the shot.
+    """
+    note = exif.exif.get(0x927C)
+    if note is None or not note.data.startswith(b"Panasonic\0"):
+        return None
+    found: dict[int, int] = {}
+    with contextlib.suppress(struct.error):
+        (count,) = struct.unpack_from(exif.order + "H", note.data, 12)
+        for index in range(min(count, 500)):
+            tag, kind, _ = struct.unpack_from(exif.order + "HHI", note.data, 14 + 12 * index)
+            code = {3: "H", 4: "I", 8: "h", 9: "i"}.get(kind)
+            if code is not None:
+                (found[tag],) = struct.unpack_from(exif.order + code, note.data, 22 + 12 * index)
+    bracketed = found.get(0x2A) == 3 or found.get(0xBD, 0) != 0
+    return (found.get(0x2B) or None) if bracketed else None
+
+
+def thumbnail(path: Path) -> NDArray[np.float32] | None:
+    """Return a shot as 32×32 gray values of mean 0 and norm 1; None where it cannot be read or is flat."""
+    try:
+        gray = _small(path)
+    except PhotoError:
+        return None
+    rows = np.linspace(0, gray.shape[0], SIDE + 1).astype(int)[:-1]
+    columns = np.linspace(0, gray.shape[1], SIDE + 1).astype(int)[:-1]
+    if min(gray.shape) < SIDE:
+        return None
+    small = np.add.reduceat(np.add.reduceat(gray, rows, axis=0), columns, axis=1)
+    small /= np.outer(np.diff([*rows, gray.shape[0]]), np.diff([*columns, gray.shape[1]]))
+    small -= small.mean()
+    norm = float(np.linalg.norm(small))
+    return (small / norm).astype(np.float32) if norm > 1e-3 * SIDE else None
+
+
+def _small(path: Path) -> NDArray[np.float32]:
+    """The gray picture, of a JPEG at an eighth of its size, of a RAW from its preview where there is one."""
+    with open_photo(path) as stream, guarded(path):
+        form = _sniff.sniff(stream, path)
+        data: BinaryIO | None = stream if form == "JPEG" else None
+        if form == "RAW":
+            from .raw import preview
+
+            found = preview(stream)
+            data = io.BytesIO(found) if found is not None else None
+        if data is not None:
+            from . import _pillow
+
+            return _pillow.decode_small(data, 8 * SIDE).astype(np.float32)
+    return to_8_bit(read_photo(path).pixels).mean(axis=2, dtype=np.float32)
+
+
+def similarity(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Return the normalised correlation of two thumbnails, −1 … 1."""
+    return float((one * other).sum())

@@ -1,0 +1,255 @@
+"""The frames of a bracket, read one after the other, brought to one kind and onto one reference.
+
+    sources ─ read_stack: one size, depth, profile ─ register ─ resample: one warp, common field ─ frames
+
+Every file is decoded once. Only one frame is in memory at a time, whatever their number (`mffsr.frames`);
+registration, warp and tiles take it from the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mffsr.errors import BracketError, UsageError
+from mffsr.events import Events
+from mffsr.frames import Frame, FrameStore
+from mffsr.photo import Photo, Pixels, read_photo, with_depth
+from mffsr.photo.align import ForeignFrameError, Registration, common_field, register_bracket, warp
+
+__all__ = [
+    "Source",
+    "Stack",
+    "as_photo",
+    "covered",
+    "field_of_view",
+    "near_first",
+    "read_stack",
+    "register",
+    "resample",
+]
+
+Source = str | os.PathLike[str] | Photo | NDArray[np.uint8] | NDArray[np.uint16]
+
+KEPT_BORDER = 3.0  # pixels at the border that registration may leave to be replicated instead of cut off
+BREATHING = 0.002  # differences of scale below this do not tell which end of the bracket is near
+MODELS = ("similarity", "affine", "homography")
+
+
+@dataclass(kw_only=True)
+class Stack:
+    """The frames of a bracket on their way; frames are called by their index in the order given."""
+
+    frames: FrameStore  # pixels of each frame, H×W×C of one shape and dtype
+    alphas: FrameStore  # their alpha, H×W×1; empty without
+    heads: list[Photo]  # everything else that belongs to each frame: `pixels` are 1×1, `alpha` is None
+    digests: list[bytes]  # of the pixels as read
+    size: tuple[int, int]  # width and height as read
+    order: list[int]  # the frames that take part, in the direction of work
+    dropped: dict[int, str] = field(default_factory=dict)  # frames left out, and why
+
+    def name(self, index: int) -> str:
+        """Return what a frame is called in messages."""
+        return _name(self.heads[index], index)
+
+    @property
+    def in_order(self) -> list[Frame]:
+        """The frames that take part, in the direction of work."""
+        return [self.frames[index] for index in self.order]
+
+
+def as_photo(source: Source, warn: Callable[[str], None] | None = None) -> Photo:
+    """Return a path's, an array's or a photo's Photo."""
+    if isinstance(source, Photo):
+        return source
+    if isinstance(source, np.ndarray):
+        pixels = source[:, :, None] if source.ndim == 2 else source
+        return Photo(pixels=np.ascontiguousarray(pixels))
+    return read_photo(source, warn=warn)
+
+
+def read_stack(sources: Sequence[Source], frames: FrameStore, alphas: FrameStore, events: Events) -> Stack:
+    """Read all frames, each once, into the stores, and bring them to one depth and number of channels.
+
+    The direction of work is decided by the contents of the first and the last frame, so that the result does
+    not depend on which photo was named first. Raises UsageError, PhotoError, or BracketError where frames
+    differ in size, colour profile or transparency.
+    """
+    if len(sources) < 2:
+        raise UsageError(f"{len(sources)} photo given, expected at least 2: a bracket of one scene")
+    heads: list[Photo] = []
+    digests: list[bytes] = []
+    size = (0, 0)
+    for index in range(len(sources)):
+        source = sources[index]
+        photo = as_photo(source, events.warning)
+        # Other sequences load their items on access; only of lists and tuples they live on elsewhere.
+        held = isinstance(sources, list | tuple) and not isinstance(source, str | os.PathLike)
+        size = size if heads else photo.size
+        _check_alike(photo, index, size, heads)
+        if index and (photo.alpha is None) == (len(alphas) > 0):
+            raise BracketError("some photos have transparency, others have none\nexport all alike")
+        frames.put(index, photo.pixels, borrowed=held)
+        if photo.alpha is not None:
+            alphas.put(index, photo.alpha[:, :, None], borrowed=held)
+        heads.append(
+            replace(photo, pixels=np.zeros((1, 1, photo.pixels.shape[2]), photo.pixels.dtype), alpha=None)
+        )
+        digests.append(hashlib.sha256(photo.pixels.data).digest())
+        events.progress("read", index + 1, len(sources))
+    stack = Stack(
+        frames=frames, alphas=alphas, heads=heads, digests=digests, size=size, order=list(range(len(sources)))
+    )
+    _harmonise(stack, events)
+    if stack.digests[0] > stack.digests[-1]:
+        stack.order.reverse()
+    return stack
+
+
+def _name(photo: Photo, index: int) -> str:
+    return str(photo.path) if photo.path is not None else f"photo {index + 1}"
+
+
+def _check_alike(photo: Photo, index: int, size: tuple[int, int], heads: Sequence[Photo]) -> None:
+    if not heads:
+        return
+    if photo.size != size:
+        raise BracketError(
+            f"{_name(photo, index)}: {photo.size[0]}×{photo.size[1]}, but {_name(heads[0], 0)} is "
+            f"{size[0]}×{size[1]}\nthe photos of a bracket must have one size"
+        )
+    if (photo.icc or b"") != (heads[0].icc or b""):
+        raise BracketError(
+            f"{_name(photo, index)}: another colour profile than {_name(heads[0], 0)}\n"
+            "the photos of a bracket must share one; export them alike"
+        )
+
+
+def _harmonise(stack: Stack, events: Events) -> None:
+    """Bring all frames to the largest depth and number of channels."""
+    depth = max(head.bit_depth for head in stack.heads)
+    channels = max(head.pixels.shape[2] for head in stack.heads)
+    kinds = {(head.bit_depth, head.pixels.shape[2]) for head in stack.heads}
+    if len({bits for bits, _ in kinds}) > 1:
+        events.warning("8-bit and 16-bit photos mixed: all are treated as 16-bit")
+    if len({count for _, count in kinds}) > 1:
+        events.warning("gray and colour photos mixed: all are treated as colour")
+    for index, head in enumerate(stack.heads):
+        if (head.bit_depth, head.pixels.shape[2]) == (depth, channels):
+            continue
+        photo = with_depth(Photo(pixels=stack.frames.whole(index)), depth)
+        pixels = photo.pixels
+        if pixels.shape[2] < channels:
+            pixels = np.repeat(pixels, channels, axis=2)
+        stack.frames.put(index, pixels)
+        stack.digests[index] = hashlib.sha256(pixels.data).digest()
+        if head.bit_depth < depth and len(stack.alphas):
+            alpha = Photo(pixels=stack.alphas.whole(index))
+            stack.alphas.put(index, with_depth(alpha, depth).pixels)
+
+
+def register(
+    stack: Stack, events: Events, *, model: str = "similarity", on_bad_frame: str = "fail"
+) -> list[Registration]:
+    """Register the frames to one of them; the result is in the order given, without those left out.
+
+    `model` is the motion between frames: similarity, affine or homography. A frame that does not belong
+    raises BracketError that names it, or (`on_bad_frame` "drop") is left out with a warning.
+    """
+    if model not in MODELS:
+        raise UsageError(f"model {model}: expected one of {', '.join(MODELS)}")
+    if on_bad_frame not in ("fail", "drop"):
+        raise UsageError(f"on-bad-frame {on_bad_frame}: expected fail or drop")
+    order = stack.order
+    if len(set(stack.digests)) == 1:
+        return [Registration(index=index) for index in sorted(order)]
+
+    def drop(error: ForeignFrameError) -> None:
+        stack.dropped[order[error.index]] = error.reason
+        events.warning(f"{error}; left out")
+
+    found = register_bracket(
+        lambda place: stack.frames.whole(order[place]),
+        len(order),
+        model=model,  # type: ignore[arg-type]
+        names=[stack.name(index) for index in order],
+        on_bad=drop if on_bad_frame == "drop" else None,
+        progress=lambda done, total: events.progress("align", done, total),
+    )
+    placed = [replace(r, index=order[r.index], reference=order[r.reference]) for r in found]
+    stack.order = [index for index in order if index not in stack.dropped]
+    return sorted(placed, key=lambda registration: registration.index)
+
+
+def field_of_view(
+    registrations: Sequence[Registration], size: tuple[int, int], *, crop: bool = True
+) -> tuple[int, int, int, int]:
+    """Return the rectangle (x, y, width, height) of the reference that the result shows.
+
+    The field that all frames share; the whole reference where `crop` is off, or where at most three pixels
+    are missing (they are replicated: a photo keeps its size unless more is missing).
+    """
+    if not crop:
+        return 0, 0, *size
+    x, y, width, height = common_field(registrations, size)
+    if max(x, y, size[0] - x - width, size[1] - y - height) <= KEPT_BORDER:
+        return 0, 0, *size
+    return x, y, width, height
+
+
+def resample(
+    stack: Stack,
+    registrations: Sequence[Registration],
+    *,
+    crop: bool = True,
+    save: Callable[[int, Photo], None] | None = None,
+) -> None:
+    """Put the registered frames and alpha planes, cut to the field of view, in the stores.
+
+    `save` is called with every registered frame and its index.
+    """
+    view = field_of_view(registrations, stack.size, crop=crop)
+    for registration in registrations:
+        index = registration.index
+        frame = stack.frames.whole(index)
+        pixels = np.ascontiguousarray(warp(frame, registration, stack.size, crop=view))
+        if pixels is not frame:
+            stack.frames.put(index, pixels)
+        alpha: Pixels | None = None
+        if len(stack.alphas):
+            plane = stack.alphas.whole(index)
+            alpha = warp(plane, replace(registration, gain=(1.0,)), stack.size, crop=view)
+            stack.alphas.put(index, np.ascontiguousarray(alpha))
+        if save is not None:
+            head = stack.heads[index]
+            flat = None if alpha is None else np.ascontiguousarray(alpha[:, :, 0])
+            save(index, Photo(pixels=pixels, alpha=flat, icc=head.icc, dpi=head.dpi, path=head.path))
+
+
+def covered(
+    registration: Registration, size: tuple[int, int], view: tuple[int, int, int, int]
+) -> NDArray[np.bool_]:
+    """Return where in `view` (x, y, width, height) a frame of `size` has pixels of its own, height×width."""
+    x, y, width, height = view
+    matrix = registration.matrix @ np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], float)
+    ones = np.ones((size[1], size[0]), np.uint8)
+    seen = cv2.warpPerspective(ones, matrix, (width, height), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
+    return seen > 0
+
+
+def near_first(registrations: Sequence[Registration] | None) -> bool:
+    """Return whether the first frame given is focused nearer than the last.
+
+    A lens focused nearer sees less (focus breathing): the scales of the two ends decide. Where they do not
+    differ, or nothing was registered, the first frame counts as the near one.
+    """
+    if not registrations:
+        return True
+    first, last = registrations[0].scale, registrations[-1].scale
+    return first > last or abs(first - last) < BREATHING

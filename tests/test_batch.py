@@ -1,0 +1,436 @@
+"""Many brackets: nothing is lost, done twice, overwritten or left half done."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import bracket
+from typer.testing import CliRunner
+
+from mffsr.batch import run_batch
+from mffsr.batch_record import FOLDER
+from mffsr.cli.app import app
+from mffsr.cli.batch import batch as batch_command
+from mffsr.cli.fuse import fuse as fuse_command
+from mffsr.errors import BracketError, PhotoError
+from mffsr.photo import Photo, atomic_output, read_photo, write_photo
+from mffsr.photo.brackets import Bracket
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
+def write_brackets(folder: Path, count: int, size=(64, 80)) -> Path:
+    for number in range(1, count + 1):
+        near, far, _, _ = bracket(*size, seed=number)
+        (folder / f"b{number}").mkdir(parents=True)
+        write_photo(Photo(pixels=near, dpi=(300, 300)), folder / f"b{number}" / "p1.jpg")
+        write_photo(Photo(pixels=far), folder / f"b{number}" / "p2.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def brackets(tmp_path_factory) -> Path:
+    return write_brackets(tmp_path_factory.mktemp("brackets") / "in", 3)
+
+
+@pytest.fixture
+def copied(brackets, tmp_path) -> Path:
+    return Path(shutil.copytree(brackets, tmp_path / "in"))
+
+
+@pytest.fixture
+def mffsr(tiny_weights):
+    def run(*arguments, weights=tiny_weights):
+        extra = ["--weights", str(weights)] if arguments[0] in ("fuse", "batch") else []
+        result = CliRunner().invoke(app, [*map(str, arguments), *extra])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return run
+
+
+def events(result) -> list[dict]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def outcome(result) -> list[tuple[str, str]]:
+    return [(e["event"], e["bracket"]) for e in events(result) if e["event"] not in ("start", "summary")]
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.suffix == ".jpg"}
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob(".mffsr-*") if p.suffix == ".tmp"]
+
+
+def test_batch_and_fuse_give_the_same_file(mffsr, brackets, tmp_path):
+    result = mffsr("batch", brackets, "-o", tmp_path / "out", "-s", 3, "--focus-map", "{bracket}_map.png")
+    assert result.exit_code == 0, result.stderr
+    assert "3 done, 0 failed" in result.stderr
+    assert result.stdout.splitlines() == [str(tmp_path / "out" / f"b{n}_x3.jpg") for n in (1, 2, 3)]
+    for number in (1, 2, 3):
+        photos = [brackets / f"b{number}" / name for name in ("p1.jpg", "p2.jpg")]
+        single = tmp_path / f"{number}.jpg"
+        plain = ["-o", single, "-s", 3, "--focus-map", tmp_path / f"{number}.png"]
+        assert mffsr("fuse", *photos, *plain).exit_code == 0
+        assert single.read_bytes() == (tmp_path / "out" / f"b{number}_x3.jpg").read_bytes()
+        for end in (".png", "-preview.png"):
+            written = tmp_path / "out" / f"b{number}_map{end}"
+            assert written.read_bytes() == (tmp_path / f"{number}{end}").read_bytes()
+
+
+def test_the_options_of_fuse_mean_the_same_here():
+    own, other = (inspect.signature(f).parameters for f in (batch_command, fuse_command))
+    assert not set(other) - set(own) - {"photos", "save_aligned"}
+    for name in set(own) & set(other) - {"output", "focus_map", "dry_run", "as_json"}:
+        assert own[name].default == other[name].default, name
+        assert own[name].annotation == other[name].annotation, name
+
+
+def test_a_broken_bracket_does_not_stop_the_others(mffsr, copied, tmp_path):
+    (copied / "b2" / "p2.jpg").write_bytes((copied / "b2" / "p2.jpg").read_bytes()[:900])
+    (copied / "b4").mkdir()
+    small = Photo(pixels=np.zeros((30, 40, 3), np.uint8))
+    write_photo(small, copied / "b4" / "a.jpg")
+    shutil.copy(copied / "b1" / "p1.jpg", copied / "b4" / "b.jpg")
+    result = mffsr("batch", copied, "-o", tmp_path / "out", "-s", 2, "--json")
+    assert result.exit_code == 1
+    told = events(result)
+    assert [e["event"] for e in told] == [
+        "start",
+        "done",
+        "start",
+        "failed",
+        "start",
+        "done",
+        "start",
+        "failed",
+        "summary",
+    ]
+    assert outcome(result)[1] == ("failed", "b2")
+    assert "p2.jpg" in told[3]["cause"]
+    assert "40×30" in told[7]["cause"]
+    assert (told[-1]["done"], told[-1]["failed"], told[-1]["skipped"]) == (2, 2, 0)
+    assert [f["bracket"] for f in told[-1]["failures"]] == ["b2", "b4"]
+    assert "2 done, 2 failed:" in result.stderr
+    assert sorted(outputs(tmp_path / "out")) == ["b1_x2.jpg", "b3_x2.jpg"]
+    quiet = mffsr("batch", copied, "-o", tmp_path / "out2", "-s", 1, "-q", "--group", "folder")
+    assert quiet.exit_code == 1
+    assert quiet.stderr.startswith("2 done, 2 failed:")
+
+
+def test_one_failure_is_named_in_one_line(mffsr, copied, tmp_path):
+    (copied / "b2" / "p2.jpg").write_bytes(b"no photo")
+    result = mffsr("batch", copied, "-o", tmp_path / "out", "-s", 1)
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith(f"2 done, 1 failed: b2: {copied / 'b2' / 'p2.jpg'}: ")
+
+
+def test_no_brackets_is_a_usage_error(mffsr, tmp_path):
+    (tmp_path / "in").mkdir()
+    result = mffsr("batch", tmp_path / "in", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "no brackets" in result.stderr
+    assert not (tmp_path / "out").exists()
+    assert mffsr("batch").exit_code == 2
+    assert mffsr("batch", tmp_path / "none").exit_code == 2
+
+
+def test_a_plan_is_written_edited_and_followed(mffsr, copied, tmp_path):
+    plan = tmp_path / "plan.toml"
+    assert mffsr("batch", copied, "-n").stdout.count("[[bracket]]") == 3
+    result = mffsr("batch", copied, "-n", "--plan", plan)
+    assert (result.exit_code, result.stdout) == (0, f"{plan}\n")
+    assert mffsr("batch", copied, "-n", "--plan", plan).exit_code == 1  # it exists
+    assert sorted(os.listdir(tmp_path)) == ["in", "plan.toml"]
+    text = (
+        plan.read_text()
+        .replace('name = "b1"', 'name = "day/one"')
+        .replace('name = "b2"', 'output = "two.png"\nname = "x"')
+    )
+    plan.write_text(text[: text.rindex("[[bracket]]")])
+    assert mffsr("batch", "--plan", plan).exit_code == 2  # where to?
+    result = mffsr(
+        "batch", "--plan", plan, "-o", tmp_path / "out", "-s", 1, "--template", "{scale}-{bracket}{ext}"
+    )
+    assert result.exit_code == 0, result.stderr
+    written = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*g"))
+    assert written == ["1-day/one.jpg", "two.png"]
+    assert json.loads(mffsr("batch", "--plan", plan, "-n", "--json", "-o", "x").stdout)["event"] == "plan"
+
+
+def test_a_malicious_plan_writes_nothing_anywhere(mffsr, copied, tmp_path):
+    for name in ("../evil", "/tmp/evil"):
+        (tmp_path / "plan.toml").write_text(
+            f'[[bracket]]\nname = "{name}"\nphotos = ["in/b1/p1.jpg", "in/b1/p2.jpg"]\n'
+        )
+        before = sorted(tmp_path.rglob("*"))
+        assert mffsr("batch", "--plan", tmp_path / "plan.toml", "-o", tmp_path / "out").exit_code == 2
+        assert sorted(tmp_path.rglob("*")) == before
+    assert mffsr("batch", copied, "-o", tmp_path / "out", "--template", "../{bracket}{ext}").exit_code == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_resume_does_what_is_missing_or_different_and_no_more(mffsr, copied, tmp_path, tiny_weights):
+    out = tmp_path / "out"
+    arguments = ["batch", copied, "-o", out, "-s", 2, "--json"]
+    assert mffsr(*arguments).exit_code == 0
+    first = outputs(out)
+    (out / "b2_x2.jpg").unlink()
+    result = mffsr(*arguments, "--resume")
+    assert outcome(result) == [("skipped", "b1"), ("done", "b2"), ("skipped", "b3")]
+    assert result.exit_code == 0
+    assert outputs(out) == first
+    assert mffsr(*arguments).exit_code == 1  # without --resume they are in the way
+    assert outputs(out) == first
+
+    (out / "b1_x2.jpg").write_bytes(first["b1_x2.jpg"] + b"edited")
+    shutil.copy(copied / "b1" / "p2.jpg", copied / "b3" / "p2.jpg")
+    shutil.copy(copied / "b1" / "p1.jpg", copied / "b3" / "p1.jpg")
+    result = mffsr(*arguments, "--resume")
+    assert outcome(result) == [("failed", "b1"), ("skipped", "b2"), ("failed", "b3")]
+    assert (out / "b1_x2.jpg").read_bytes().endswith(b"edited")
+    result = mffsr(*arguments, "--resume", "-f")
+    assert outcome(result) == [("done", "b1"), ("skipped", "b2"), ("done", "b3")]
+    assert read_photo(out / "b1_x2.jpg").pixels.tobytes() == read_photo(out / "b3_x2.jpg").pixels.tobytes()
+    result = mffsr(*arguments, "--resume", "-f", "--quality", "90")
+    assert outcome(result) == [("done", "b1"), ("done", "b2"), ("done", "b3")]
+    result = mffsr(*arguments, "--on-exists", "skip")
+    assert outcome(result) == [("skipped", "b1"), ("skipped", "b2"), ("skipped", "b3")]
+
+
+def test_resume_after_kill_gives_the_same_bytes(mffsr, brackets, tmp_path, tiny_weights):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    command = [sys.executable, "-m", "mffsr", "batch", str(brackets), "-o", str(out), "-s", "2"]
+    process = subprocess.Popen([*command, "--weights", str(tiny_weights)], env=ENV, stderr=subprocess.PIPE)
+    until = time.monotonic() + 120
+    while not (out / "b1_x2.jpg").exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    done = set(outputs(out))
+    assert "b1_x2.jpg" in done
+    result = mffsr("batch", brackets, "-o", out, "-s", 2, "--resume", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert {f"{name}_x2.jpg" for event, name in outcome(result) if event == "skipped"} == done
+    assert mffsr("batch", brackets, "-o", whole, "-s", 2).exit_code == 0
+    assert outputs(out) == outputs(whole)
+
+
+def test_interrupted_between_two_brackets(brackets, tmp_path, tiny_weights):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "mffsr", "batch", str(brackets), "-o", str(out), "-s", "4"]
+    process = subprocess.Popen(
+        [*command, "--weights", str(tiny_weights)], env=ENV, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 120
+    while not (out / "b1_x4.jpg").exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, 0), errors  # 0: it was faster
+    assert "Traceback" not in errors
+    assert "done, 0 failed" in errors
+    assert not leftovers(out)
+    assert read_photo(out / "b1_x4.jpg").size == (320, 256)
+
+
+def test_links_in_the_input_and_outputs_inside_it(mffsr, copied):
+    (copied / "loop").symlink_to(".")
+    arguments = ["batch", copied, "-o", copied / "out", "-s", 1, "--json"]
+    assert len(outcome(mffsr(*arguments))) == 3
+    assert len(outcome(mffsr(*arguments, "--resume"))) == 3
+    here = ["batch", copied, "-o", copied, "-s", 1, "--json"]
+    assert len(outcome(mffsr(*here))) == 4  # the folder `out` is one of photos like any other
+    again = mffsr(*here, "--resume")
+    assert [event for event, _ in outcome(again)][:3] == ["skipped"] * 3
+
+
+def test_inputs_are_never_overwritten(mffsr, copied):
+    before = outputs(copied)
+    result = mffsr("batch", copied, "-o", copied, "-s", 1, "-f", "--template", "{bracket}/p1{ext}")
+    assert result.exit_code == 1
+    assert "is one of the inputs" in result.stderr
+    assert outputs(copied) == before
+
+
+def test_the_input_may_be_read_only(mffsr, copied, tmp_path):
+    def change(mode_folder, mode_file):
+        for path in [copied, *copied.rglob("*")]:
+            path.chmod(mode_folder if path.is_dir() else mode_file)
+
+    before = {p: p.stat().st_mtime_ns for p in copied.rglob("*")}
+    change(0o555, 0o444)
+    try:
+        assert mffsr("batch", copied, "-o", tmp_path / "out", "-s", 1).exit_code == 0
+    finally:
+        change(0o755, 0o644)
+    assert {p: p.stat().st_mtime_ns for p in copied.rglob("*")} == before
+
+
+class Copier:
+    """A worker without a network: the output is the first photo."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.read_by: list[str] = []
+
+    def target(self, bracket):
+        return self.out / f"{bracket.name}.jpg"
+
+    def compute(self, bracket, target, read, *, overwrite):
+        for photo in bracket.photos:
+            read(photo)
+        return target, Path(bracket.photos[0]).read_bytes(), overwrite
+
+    def files(self, result):
+        return [result[0]]
+
+    def write(self, result):
+        with atomic_output(result[0], overwrite=result[2]) as stream:
+            stream.write(result[1])
+        return {"output": str(result[0])}
+
+
+@pytest.fixture
+def copier(tmp_path) -> Copier:
+    (tmp_path / "out").mkdir()
+    return Copier(tmp_path / "out")
+
+
+def run(folder: Path, worker: Copier, **options):
+    brackets = [
+        Bracket(name=f.name, photos=sorted(f.glob("*.jpg"))) for f in sorted(folder.iterdir()) if f.is_dir()
+    ]
+    ended: list = []
+    run_batch(brackets, worker, out=worker.out, options={"a": 1}, ended=ended.append, **options)
+    return [(o.event, o.bracket.name, str(o.error or o.reason)) for o in ended]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(28, "No space left on device"), BracketError("no"), ZeroDivisionError()]
+)
+@pytest.mark.parametrize("step", ["target", "compute", "files", "write"])
+def test_whatever_fails_in_one_bracket(brackets, copier, monkeypatch, step, error):
+    plain = getattr(copier, step)
+
+    def fail(first, *rest, **options):
+        if (first.name if isinstance(first, Bracket) else first[0].stem) == "b2":
+            raise error
+        return plain(first, *rest, **options)
+
+    monkeypatch.setattr(copier, step, fail)
+    assert [event for event, _, _ in run(brackets, copier)] == ["done", "failed", "done"]
+    assert not leftovers(copier.out)
+    assert not list((copier.out / FOLDER).glob("*.begun.json"))
+
+
+def test_one_bracket_is_decoded_ahead_within_its_allowance(brackets, copier, monkeypatch):
+    main, seen = threading.get_ident(), []
+
+    def watch(path, **options):
+        seen.append((threading.get_ident() == main, path.parent.name))
+        return read_photo(path, **options)
+
+    monkeypatch.setattr("mffsr.batch.read_photo", watch)
+    run(brackets, copier, ahead=1 << 30)
+    assert [where for where, _ in seen] == [False] * 6
+    assert threading.active_count() < 4
+    seen.clear()
+    shutil.rmtree(copier.out)
+    copier.out.mkdir()
+    run(brackets, copier, ahead=64 * 80 * 3)
+    assert sorted(seen) == sorted((here, f"b{n}") for n in (1, 2, 3) for here in (False, True))
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_an_output_that_appears_meanwhile(brackets, copier, monkeypatch, refuses):
+    plain = copier.compute
+
+    def meanwhile(bracket, target, read, *, overwrite):
+        if bracket.name == "b2":
+            target.write_bytes(b"another's")
+        if bracket.name == "b3":
+            assert run(brackets, Copier(copier.out), resume=True)[2][0] == "done"
+            if refuses:
+                raise PhotoError("exists already")
+        return plain(bracket, target, read, overwrite=overwrite)
+
+    monkeypatch.setattr(copier, "compute", meanwhile)
+    monkeypatch.setattr("mffsr.batch.PATIENCE", 0.1)
+    one, two, three = run(brackets, copier)
+    assert one[0] == "done"
+    assert two[0] == "failed"
+    assert "appeared while" in two[2], two
+    assert (copier.out / "b2.jpg").read_bytes() == b"another's"
+    assert three == ("skipped", "b3", "another process finished it meanwhile")
+
+
+def test_killed_between_output_and_record(brackets, copier, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mffsr.batch_record.Records.finish", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(brackets, copier)
+    assert (copier.out / "b1.jpg").exists()
+    assert [event for event, _, _ in run(brackets, copier, resume=True)] == ["skipped", "done", "done"]
+
+
+def test_a_photo_that_changes_while_it_is_read_leaves_no_record(brackets, copier, copied, monkeypatch):
+    plain, warnings = copier.compute, []
+
+    def change(bracket, *rest, **options):
+        result = plain(bracket, *rest, **options)
+        if bracket.name == "b2":
+            shutil.copy(copied / "b1" / "p1.jpg", copied / "b2" / "p1.jpg")
+        return result
+
+    monkeypatch.setattr(copier, "compute", change)
+    run(copied, copier, warn=warnings.append)
+    assert len(warnings) == 1
+    assert "p1.jpg: was changed" in warnings[0]
+    assert [event for event, _, _ in run(copied, copier, resume=True)] == ["skipped", "failed", "skipped"]
+
+
+def test_damaged_records_count_as_missing(brackets, copier):
+    run(brackets, copier)
+    one, two, _ = sorted((copier.out / FOLDER).glob("*.json"))
+    one.write_bytes(b"{")
+    two.write_text('{"mffsr_batch": 1, "begun": 1, "files": {"../x": null}}')
+    events = [event for event, _, _ in run(brackets, copier, resume=True)]
+    assert sorted(events) == ["failed", "failed", "skipped"]
+
+
+def test_two_brackets_of_one_name_and_maps_in_the_way(mffsr, copied, tmp_path):
+    table = '[[bracket]]\nname = "x"\nphotos = ["in/b1/p1.jpg", "in/b1/p2.jpg"]\n'
+    (tmp_path / "plan.toml").write_text(2 * table)
+    arguments = ["batch", "--plan", tmp_path / "plan.toml", "-o", tmp_path / "out", "-s", 1, "-f", "--json"]
+    assert [event for event, _ in outcome(mffsr(*arguments))] == ["done", "failed"]
+    before = outputs(copied)
+    for template in ("{bracket}_x1.png", "p1.png"):
+        options = ["--focus-map", template, "--template", "{bracket}_x1.png", "-f"]
+        result = mffsr("batch", copied / "b1", "-o", tmp_path / "out", "-s", 1, *options)
+        assert result.exit_code == (1 if template != "p1.png" else 0), result.stderr
+    assert outputs(copied) == before
+
+
+def test_two_brackets_of_one_output(brackets, copier, monkeypatch):
+    monkeypatch.setattr(copier, "target", lambda bracket: copier.out / "same.jpg")
+    results = run(brackets, copier)
+    assert [event for event, _, _ in results] == ["done", "failed", "failed"]
+    assert "is the output of bracket b1 already" in results[1][2]

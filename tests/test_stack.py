@@ -1,0 +1,343 @@
+"""Frames of a bracket on their way: read once, kept outside memory, registered, dropped, cropped, saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from conftest import bracket, textured, tiny_model
+
+from mffsr import frames as frames_module
+from mffsr.errors import BracketError, PhotoError, UsageError
+from mffsr.events import Events
+from mffsr.frames import FrameStore, row_blocks
+from mffsr.fuse import fuse_bracket
+from mffsr.model import FocusMaps
+from mffsr.photo import Photo, read_photo, write_photo
+from mffsr.photo.align import Registration
+from mffsr.plan import Plan, memory_of, plan_tiles
+from mffsr.stack import covered, near_first
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "100"}
+
+
+def photo(pixels, **more):
+    return Photo(pixels=np.ascontiguousarray(pixels), **more)
+
+
+def moved(pixels, dx, dy, scale=1.0):
+    """Return a frame whose content lies (dx, dy) pixels farther, as of another position of the camera."""
+    height, width = pixels.shape[:2]
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), 0, scale) + np.array([[0, 0, dx], [0, 0, dy]])
+    return cv2.warpAffine(
+        pixels, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
+    )
+
+
+@pytest.fixture
+def on_disk(monkeypatch, tmp_path):
+    """Let even the smallest bracket go to a file, and say where."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(frames_module, "IN_MEMORY", 0)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+class Loading(Sequence):
+    """Photos made on access; counts how often, and how many are alive at once."""
+
+    def __init__(self, arrays):
+        self.arrays, self.loaded = arrays, []
+
+    def __len__(self):
+        return len(self.arrays)
+
+    def __getitem__(self, index):
+        self.loaded.append(index)
+        return photo(self.arrays[index].copy())
+
+
+@pytest.mark.parametrize("in_memory", [0, 1 << 30])
+def test_a_stored_frame_is_the_array(tmp_path, in_memory):
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 65536, (50, 37, 3)).astype(np.uint16) for _ in range(3)]
+    with FrameStore(3, folders=[tmp_path], in_memory=in_memory) as store:
+        for index, array in enumerate(arrays):
+            store.put(index, array)
+        smaller, larger = arrays[1][3:40, 5:30].copy(), np.concatenate((arrays[2], arrays[2]))
+        store.put(1, smaller)
+        store.put(2, larger)
+        for index, array in enumerate((arrays[0], smaller, larger)):
+            frame = store[index]
+            assert (frame.shape, frame.dtype) == (array.shape, array.dtype)
+            np.testing.assert_array_equal(store.whole(index), array)
+            for part in (
+                (slice(0, 7), slice(2, 9)),
+                (slice(20, 99), slice(None)),
+                (slice(5, 5), slice(0, 4)),
+            ):
+                np.testing.assert_array_equal(frame[part], array[part])
+        assert list(tmp_path.iterdir()) == [], "the file has no name"
+
+
+def test_row_blocks_cover_a_frame():
+    blocks = list(row_blocks((5000, 6000, 3), 2))
+    assert blocks[0].start == 0
+    assert blocks[-1].stop == 5000
+    assert all(a.stop == b.start for a, b in pairwise(blocks))
+
+
+def test_no_room_is_said_before_anything_is_computed(monkeypatch, on_disk, cpu):
+    monkeypatch.setattr(frames_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=5 << 10))
+    with pytest.raises(PhotoError, match="No space left for the registered frames"):
+        fuse_bracket(Loading([textured(64, 80, s) for s in (0, 1)]), tiny_model(1), cpu, align=False)
+
+
+def test_loading_on_access_reads_every_photo_once_and_changes_no_pixel(on_disk, cpu):
+    near, far, _, _ = bracket(96, 120)
+    third = moved(far, 1.3, -0.8)
+    listed = fuse_bracket([photo(p) for p in (near, far, third)], tiny_model(2), cpu, tile=64)
+    lazy = Loading([near, far, third])
+    loaded = fuse_bracket(lazy, tiny_model(2), cpu, tile=64)
+    assert lazy.loaded == [0, 1, 2]
+    np.testing.assert_array_equal(loaded.photo.pixels, listed.photo.pixels)
+    np.testing.assert_array_equal(loaded.labels, listed.labels)
+    assert list(on_disk.iterdir()) == []
+
+
+def test_paths_are_read_by_the_engine_itself(tmp_path, cpu):
+    near, far, _, _ = bracket(64, 80)
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path, pixels in zip(paths, (near, far), strict=True):
+        write_photo(photo(pixels), path)
+    expected = fuse_bracket([photo(near), photo(far)], tiny_model(1), cpu, align=False)
+    fused = fuse_bracket(paths, tiny_model(1), cpu, align=False)
+    np.testing.assert_array_equal(fused.photo.pixels, expected.photo.pixels)
+
+
+MEASURE = """
+import resource, sys
+import numpy as np, torch
+sys.path.insert(0, {tests!r})
+from conftest import Runtime, tiny_model
+import mffsr.stack
+from mffsr.fuse import fuse_bracket
+from mffsr.model import FocusMaps
+from mffsr.photo import Photo
+from mffsr.photo.align import Registration
+model = tiny_model(1)
+def focus(a, b):
+    d = (a - b).mean(1, keepdim=True)
+    return FocusMaps(0.5 + d / 2, 0.5 - d / 2)
+model.focus = focus
+base = np.random.default_rng(0).integers(0, 256, (1200, 1700, 3)).astype(np.uint8)
+# measuring how frames lie is tested elsewhere and keeps three reduced frames; here each is merely warped
+def lie(load, count, **options):
+    for i in range(count):
+        load(i)
+    shifts = [np.array([[1, 0, i % 3 / 4], [0, 1, 0], [0, 0, 1.0]]) for i in range(count)]
+    return [Registration(index=i, matrix=shift) for i, shift in enumerate(shifts)]
+mffsr.stack.register_bracket = lie
+class Frames:
+    def __len__(self): return {count}
+    def __getitem__(self, i):
+        if i >= {count}: raise IndexError
+        return Photo(pixels=np.ascontiguousarray(np.roll(base, i % 2, 1)))
+cpu = Runtime(device=torch.device("cpu"), dtype=torch.float32, memory=4 << 30, reason="test")
+fused = fuse_bracket(Frames(), model, cpu, tile=512, align=True)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_frames():
+    pytest.importorskip("resource")
+    peaks = []
+    for count in (4, 16):
+        code = MEASURE.format(tests=os.path.dirname(__file__), count=count)
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=ENV, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, run.stderr
+        peaks.append(int(run.stdout))
+    assert peaks[1] <= 1.1 * peaks[0], peaks
+
+
+def test_a_bad_frame_is_refused_by_name_or_dropped_with_a_word(cpu):
+    near, far, _, _ = bracket(128, 160)
+    frames = [photo(near), photo(textured(128, 160, seed=9)), photo(far)]
+    with pytest.raises(BracketError, match="photo 2 shows another scene"):
+        fuse_bracket(frames, tiny_model(1), cpu)
+    told = []
+    fused = fuse_bracket(frames, tiny_model(1), cpu, on_bad_frame="drop", events=Events(warning=told.append))
+    assert list(fused.dropped) == [1]
+    assert [r.index for r in fused.registrations] == [0, 2]
+    assert fused.shares[1] == 0
+    assert set(np.unique(fused.labels)) <= {0, 2}
+    assert any(text.startswith("photo 2") and "left out" in text for text in told)
+    alone = fuse_bracket([frames[0], frames[2]], tiny_model(1), cpu)
+    np.testing.assert_array_equal(fused.photo.pixels, alone.photo.pixels)
+
+
+def test_crop_cuts_to_the_common_field_and_no_crop_keeps_the_size(cpu):
+    near, far, _, _ = bracket(140, 180)
+    frames = [photo(near), photo(moved(far, 9, -6))]
+    cut = fuse_bracket(frames, tiny_model(1), cpu)
+    assert cut.photo.size == (171, 134)
+    whole = fuse_bracket(frames, tiny_model(1), cpu, crop=False, fill=False)
+    assert whole.photo.size == (180, 140)
+    reference = whole.registrations[0].reference
+    other = whole.registrations[1 - reference]
+    outside = ~covered(other, (180, 140), (0, 0, 180, 140))
+    assert outside.sum() > 1000
+    assert (whole.labels[outside] == reference).all(), "no frame is taken where it has no pixels"
+
+
+def test_registered_frames_are_handed_out_at_their_depth(cpu):
+    near, far, _, _ = bracket(140, 180)
+    deep = [p.astype(np.uint16) * 257 for p in (near, moved(far, 9, -6))]
+    got = {}
+    fused = fuse_bracket([photo(p) for p in deep], tiny_model(1), cpu, save_aligned=got.__setitem__)
+    assert sorted(got) == [0, 1]
+    assert all(p.bit_depth == 16 and p.size == fused.photo.size for p in got.values())
+    fixed = fused.registrations[0].reference
+    kept = cv2.matchTemplate(
+        (deep[fixed] >> 8).astype(np.uint8), (got[fixed].pixels >> 8).astype(np.uint8), 0
+    )
+    assert kept.min() < 1e4, "the reference is cut out, not resampled"
+
+
+def test_near_and_far():
+    def bracket_of(*scales):
+        return [Registration(index=i, scale=s) for i, s in enumerate(scales)]
+
+    assert near_first(None)
+    assert near_first(bracket_of(1.0, 1.0))
+    assert near_first(bracket_of(1.03, 1.0))
+    assert not near_first(bracket_of(0.97, 1.0))
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_prefer_decides_ties_whatever_the_direction(swap, cpu, monkeypatch):
+    model = tiny_model(1)
+    monkeypatch.setattr(model, "focus", lambda a, b: FocusMaps(a[:, :1] * 0 + 0.5, b[:, :1] * 0 + 0.5))
+    arrays = [textured(64, 64, s) for s in ((1, 0) if swap else (0, 1))]
+    for prefer, winner in (("near", 0), ("far", 1)):
+        fused = fuse_bracket([photo(a) for a in arrays], model, cpu, align=False, prefer=prefer)
+        assert (fused.labels == winner).all()
+    with pytest.raises(UsageError, match="prefer"):
+        fuse_bracket([photo(a) for a in arrays], model, cpu, align=False, prefer="left")
+
+
+def test_the_plan_says_what_it_takes(cpu):
+    model = tiny_model(2)
+    shape = (3000, 4000, 3)
+    plan = plan_tiles(cpu, model, shape, None, 8)
+    assert memory_of(Plan(focus=64, render=64), cpu, model, shape, 8) < memory_of(plan, cpu, model, shape, 8)
+    assert memory_of(plan, cpu, model, shape, 8) < 3 << 30, "20 frames of 12 megapixels on a CPU"
+
+
+@pytest.fixture
+def fuse(tmp_path, tiny_weights):
+    near, far, _, _ = bracket(128, 160)
+    frames = {"a": near, "b": moved(far, 7, 4), "c": textured(128, 160, seed=9)}
+    for name, pixels in frames.items():
+        write_photo(photo(pixels.astype(np.uint16) * 257), tmp_path / f"{name}.tif")
+
+    def run(*arguments):
+        command = [
+            sys.executable,
+            "-m",
+            "mffsr",
+            "fuse",
+            "--weights",
+            str(tiny_weights),
+            "-s",
+            "1",
+            *arguments,
+        ]
+        return subprocess.run(command, cwd=tmp_path, env=ENV, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_the_command_line_of_real_brackets(fuse, tmp_path):
+    done = fuse("a.tif", "b.tif", "-o", "out.tif", "--save-aligned", "aligned", "--json")
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert abs(data["frames"][1]["shift"][0] - data["frames"][0]["shift"][0]) == pytest.approx(7, abs=0.3)
+    names = sorted(path.name for path in (tmp_path / "aligned").iterdir())
+    assert names == ["001-a.tif", "002-b.tif"]
+    saved = [read_photo(tmp_path / "aligned" / name) for name in names]
+    assert {p.size for p in saved} == {read_photo(tmp_path / "out.tif").size}
+    assert {p.bit_depth for p in saved} == {16}
+    again = fuse("a.tif", "b.tif", "-o", "new.tif", "--save-aligned", "aligned")
+    assert again.returncode == 1
+    assert "001-a.tif" in again.stderr
+    assert not (tmp_path / "new.tif").exists()
+
+
+def test_another_scene_is_refused_and_dropped_on_the_command_line(fuse, tmp_path):
+    refused = fuse("a.tif", "c.tif", "b.tif", "-o", "out.tif")
+    assert refused.returncode == 1
+    assert "c.tif shows another scene" in refused.stderr
+    assert not (tmp_path / "out.tif").exists()
+    dropped = fuse("a.tif", "c.tif", "b.tif", "-o", "out.tif", "--on-bad-frame", "drop", "--json")
+    assert dropped.returncode == 0, dropped.stderr
+    data = json.loads(dropped.stdout)
+    assert "another scene" in data["frames"][1]["dropped"]
+    assert data["frames"][1]["share"] == 0
+    assert any("c.tif" in text for text in data["warnings"])
+
+
+def test_dry_run_prints_the_registration_and_what_it_takes(fuse, tmp_path):
+    result = fuse("a.tif", "b.tif", "-o", "out.tif", "-n")
+    assert result.returncode == 0, result.stderr
+    for word in ("shift", "rotation", "scale", "EV", "(reference)", "memory", "disk", "about"):
+        assert word in result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "b.tif", "c.tif"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_leaves_no_temporary_frames(tmp_path, tiny_weights, number):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    near, far, _, _ = bracket(400, 500)
+    for name, pixels in (("a", near), ("b", far)):
+        write_photo(photo(pixels), tmp_path / f"{name}.png")
+    code = "import mffsr.frames; mffsr.frames.IN_MEMORY = 0; from mffsr.cli.app import main; main()"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "fuse",
+        "a.png",
+        "b.png",
+        "-o",
+        "out.png",
+        "--weights",
+        str(tiny_weights),
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=ENV | {"TMPDIR": str(scratch)}, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("Reading"):
+            break
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (128 + number, 0), errors
+    assert not [p for p in scratch.iterdir() if p.name.startswith(".mffsr")]
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
