@@ -22,7 +22,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 def part(name: str) -> str:
     """Return the part of the package a module belongs to; evaluate_*.py are pieces of evaluate.py."""
-    return name.split("_")[0] if name.startswith(("evaluate_", "batch_")) else name
+    return name.split("_", maxsplit=1)[0] if name.startswith(("evaluate_", "batch_")) else name
 
 
 def imported(path: Path) -> set[str]:
