@@ -1,4 +1,4 @@
-"""Peak memory of `mffsr fuse` against the size of its tiles: where `plan_tiles` has its bytes per pixel from.
+"""Peak memory of `mffsr fuse` against the size of its tiles, to check the bytes per pixel in `plan_tiles`.
 
     python benchmarks/memory.py
 

@@ -35,8 +35,8 @@ def plan_tiles(
 ) -> Plan:
     """Choose the tiles' sides from the memory that is there, once the pictures have their share.
 
-    The bytes a source pixel costs in each network were measured (see `benchmarks/`). Raises UsageError for a
-    tile that is too small, DeviceError where not even the smallest fits.
+    The bytes a source pixel costs in each network are estimates; `benchmarks/memory.py` measures them. Raises
+    UsageError for a tile that is too small, DeviceError where not even the smallest fits.
     """
     if tile is not None:
         if tile < SMALLEST_TILE:
