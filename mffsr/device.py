@@ -6,12 +6,15 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from mffsr.errors import DeviceError, UsageError
 
 __all__ = ["PRECISIONS", "Runtime", "available_devices", "available_memory", "choose"]
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,6 +36,11 @@ class Runtime:
             return
         with torch.autocast(self.device.type, self.dtype):
             yield
+
+    def place(self, network: Network) -> Network:
+        """Move a network to the device, channels last: there convolutions are fastest."""
+        placed: Network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return placed
 
     @property
     def precision(self) -> str:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mffsr.checkpoint import assemble, load, load_model
 from mffsr.device import Runtime, choose
@@ -110,12 +109,7 @@ def load_engine(
     """Load the model for `scale` (see `mffsr.checkpoint.find` for `weights`) onto a device."""
     runtime = choose(device, precision, max_memory)
     model, _ = load_model(scale, weights)
-    return Engine(model=_placed(model, runtime), runtime=runtime, tile=tile, align=align, events=events)
-
-
-def _placed(model: JointModel, runtime: Runtime) -> JointModel:
-    placed: JointModel = model.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return placed
+    return Engine(model=runtime.place(model), runtime=runtime, tile=tile, align=align, events=events)
 
 
 def ablations(folder: Path, engine: Engine) -> list[tuple[str, Engine]]:
@@ -132,7 +126,7 @@ def ablations(folder: Path, engine: Engine) -> list[tuple[str, Engine]]:
         if focus is None and enlarging is None:
             continue
         model = assemble(focus or engine.model.fapn, enlarging or engine.model.fn)
-        found.append((run.name, replace(engine, model=_placed(model, engine.runtime))))
+        found.append((run.name, replace(engine, model=engine.runtime.place(model))))
     return found
 
 

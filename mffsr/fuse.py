@@ -86,7 +86,7 @@ def fuse(
         raise UsageError(f"{len(photos)} photo given, expected at least 2: a bracket of one scene")
     runtime = choose(device, precision, max_memory)
     model, parts = load_model(scale, weights)
-    model = model.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = runtime.place(model)
     fusion = fuse_bracket(
         photos, model, runtime, tile=tile, align=align, depth=depth, provenance={"Weights": parts[-1].sha256}
     )

@@ -228,7 +228,6 @@ def _worker(
     options: Options, device: str, precision: str, weights: str, memory: int | None, console: Console
 ) -> _Fuser:
     """Load the model once."""
-    import torch
 
     from mffsr.checkpoint import load_model
     from mffsr.device import choose
@@ -236,7 +235,7 @@ def _worker(
     runtime = choose(device, precision, memory)
     console.message(f"device: {runtime.reason}")
     model, parts = load_model(options.scale, weights)
-    model = model.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = runtime.place(model)
     provenance = {"Weights": " ".join(f"{p.path.name}:{p.sha256[:16]}" for p in parts)}
     options.out.mkdir(parents=True, exist_ok=True)
     return _Fuser(options, model, runtime, provenance, [p.sha256 for p in parts], console)

@@ -146,9 +146,8 @@ def fuse(
         runtime = choose(device, precision, memory)
         console.message(f"device: {runtime.reason}")
         network, parts = load_model(scale, weights)
-        import torch
 
-        network = network.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = runtime.place(network)
         if dry_run:
             plan_only(job, network, runtime, tile_size, align, console)
             return

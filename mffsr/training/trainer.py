@@ -138,7 +138,7 @@ class Trainer:
             begun = _warm_start(network, initial, same_scale=stage.name == "joint") == "joint"
         if isinstance(network, FN) and stage.name == "joint" and not begun:
             network.d2.load_state_dict(network.srn.d1.state_dict())
-        return network.to(self.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self.runtime.place(network)
 
     def _load_guide(self, fapn: Path | None) -> tuple[FAPN, str]:
         """Load the fixed FAPN of the joint stage."""
@@ -147,7 +147,7 @@ class Trainer:
         found = load(fapn, kind="fapn")
         if not isinstance(found.network, FAPN):
             raise TypeError(type(found.network))
-        guide: FAPN = found.network.to(self.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        guide: FAPN = self.runtime.place(found.network)
         return guide, found.sha256
 
     def _compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -241,7 +241,7 @@ class Trainer:
         network.load_state_dict(self.average.tensors)
         if isinstance(network, FN) and self.stage.name == "srn":
             network.d2.load_state_dict(network.srn.d1.state_dict())  # usable before the joint stage
-        network.to(self.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.runtime.place(network)
         return network.eval()
 
     def validate(self) -> dict[str, float]:
