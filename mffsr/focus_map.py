@@ -1,10 +1,9 @@
 """Which frame is in focus where: the label map of a bracket of N frames.
 
-    frames ── FAPN, winner so far against the next, over tiles ── labels ── HF on the whole map ── labels
+    frames ── winner so far against the next (`mffsr.compare`) ── labels ── HF on the whole map ── labels
 
 The paper decides between two photos. More are folded: the composite of the winners so far is compared with
-the next frame. Every comparison is local, and the composite is complete before the next begins, so the
-map does not depend on the tiles.
+the next frame, and is complete before the next comparison begins, so the map does not depend on the tiles.
 """
 
 from __future__ import annotations
@@ -14,23 +13,18 @@ from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from mffsr.compare import TIE, compare
 from mffsr.device import Runtime
-from mffsr.errors import MffsrError
 from mffsr.frames import Frame, row_blocks
-from mffsr.model import FAPN, FocusMaps, JointModel
+from mffsr.model import JointModel
 from mffsr.photo import Pixels
-from mffsr.tiles import tiles
 
-__all__ = ["FocusMap", "Labels", "decide_focus", "fill_holes", "preview", "settle_undecided", "to_tensor"]
+__all__ = ["FocusMap", "Labels", "decide_focus", "fill_holes", "preview", "settle_undecided"]
 
 Labels = NDArray[np.uint16]  # H×W, index of a frame
-Progress = Callable[[int, int], None]
 
-TIE = 26  # margins (of 255) below this are a tie
 UNDECIDED_WINDOW = 9  # pixels over which the margins are averaged
 UNDECIDED_WIDTH = 0.02  # of the picture's shorter side: narrower strips are borders, not regions
 SMALLEST_REGION = 1e-3  # HF removes regions smaller than this share of the image
@@ -42,14 +36,8 @@ class FocusMap(NamedTuple):
     labels: Labels  # H×W uint16: index of the frame each pixel is taken from
     confidence: NDArray[np.uint8]  # H×W: |M1 − M2| of the decision, 0…255
     clearest: NDArray[np.uint8]  # H×W: the largest |M1 − M2| of all comparisons, 0…255
-
-
-def to_tensor(pixels: Pixels, runtime: Runtime) -> Tensor:
-    """Return pixels (H, W, 1 or 3) as an image (1, 3, H, W) in [0, 1], float32, channels last."""
-    most = np.iinfo(pixels.dtype).max
-    array = torch.from_numpy(np.ascontiguousarray(pixels).astype(np.float32))
-    image = array.to(runtime.device, non_blocking=True).permute(2, 0, 1)[None] / most
-    return image.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+    tiles_run: int = 0  # tiles of full resolution that went through FAPN
+    tiles_all: int = 0  # the same if it ran everywhere
 
 
 def decide_focus(
@@ -59,39 +47,39 @@ def decide_focus(
     *,
     tile: int,
     tie: Literal["first", "last"] | None = None,
+    adaptive: bool = True,
     seen: Callable[[int], NDArray[np.bool_]] | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FocusMap:
     """Return the label map and confidence of frames of one size, before hole filling.
 
     `tile` is the side of a tile's core in pixels; it changes memory and time, not the result.
     Where a decision is less clear than `TIE`, `tie` gives the pixel to the first or the last of the frames
     that tie. `seen(i)` (H×W) is where frame i has pixels of its own, if frames do not cover the picture.
+    `adaptive`: see `mffsr.compare`. `progress` is given tiles done, and all of them.
     """
     height, width = frames[0].shape[:2]
     labels = np.zeros((height, width), np.uint16)
     confidence = np.full((height, width), 255, np.uint8)
     clearest = np.zeros((height, width), np.uint8)
-    fapn: FAPN = model.fapn
-    plan = list(tiles(height, width, tile, fapn.config.reach, grid=fapn.config.sam_window))
-    steps, done = (len(frames) - 1) * len(plan), 0
     composite: Frame = frames[0]
     known_to = seen(0) if seen is not None else np.empty(0, np.bool_)
+    run = every = 0
     for index in range(1, len(frames)):
-        wins = np.empty((height, width), np.bool_)
-        for part in plan:
-            image1, image2 = (to_tensor(frame[part.outer], runtime) for frame in (composite, frames[index]))
-            with torch.inference_mode(), runtime.autocast():
-                maps = model.focus(image1, image2)
-            second, margin = _read(maps, part.inner)
-            if tie is not None:
-                second = np.where(margin < TIE, tie == "last", second)
-            wins[part.core] = second
-            known = confidence[part.core]
-            confidence[part.core] = np.where(second, margin, np.minimum(known, margin))
-            clearest[part.core] = np.maximum(clearest[part.core], margin)
-            done += 1
-            progress(done, steps)
+
+        def told(done: int, total: int, before: int = index - 1) -> None:
+            progress(before * total + done, (len(frames) - 1) * total)
+
+        compared = compare(
+            model, composite, frames[index], runtime, tile=tile, adaptive=adaptive, progress=told
+        )
+        run, every = run + compared.tiles_run, every + compared.tiles_all
+        margin = np.abs(compared.margin).astype(np.uint8)
+        wins = compared.margin > 0
+        if tie is not None:
+            wins = np.where(margin < TIE, tie == "last", wins)
+        confidence = np.where(wins, margin, np.minimum(confidence, margin))
+        clearest = np.maximum(clearest, margin)
         if seen is not None:
             own = seen(index)
             wins = own & (wins | ~known_to)
@@ -99,7 +87,7 @@ def decide_focus(
         labels[wins] = index
         if index + 1 < len(frames):
             composite = _paste(composite, frames[index], wins, own=index > 1)
-    return FocusMap(labels, confidence, clearest)
+    return FocusMap(labels, confidence, clearest, run, every)
 
 
 def _paste(composite: Frame, frame: Frame, wins: NDArray[np.bool_], *, own: bool) -> Pixels:
@@ -112,15 +100,6 @@ def _paste(composite: Frame, frame: Frame, wins: NDArray[np.bool_], *, own: bool
         part = (rows, slice(None))
         out[part] = np.where(wins[part][:, :, None], frame[part], composite[part])
     return out
-
-
-def _read(maps: FocusMaps, inner: tuple[slice, slice]) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
-    """Return where photo 2 wins and how clearly, of a tile's core."""
-    difference = (maps.m1 - maps.m2)[0, 0][inner]
-    if not bool(torch.isfinite(difference).all()):
-        raise MffsrError("the focus map is not finite: damaged weights, or a precision too low for them")
-    margin = (difference.abs() * 255).round().to(torch.uint8)
-    return (difference < 0).cpu().numpy(), margin.cpu().numpy()
 
 
 def fill_holes(labels: Labels, share: float = SMALLEST_REGION) -> Labels:

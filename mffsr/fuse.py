@@ -9,7 +9,7 @@ with the model already loaded and everything found out along the way returned.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -24,7 +24,7 @@ from mffsr.device import Runtime, choose
 from mffsr.errors import DeviceError, UsageError
 from mffsr.events import Events
 from mffsr.focus_map import FocusMap, Labels, decide_focus, fill_holes, settle_undecided
-from mffsr.frames import FrameStore
+from mffsr.frames import Frame, FrameStore
 from mffsr.model import JointModel
 from mffsr.photo import Photo, output_metadata, with_depth
 from mffsr.photo.align import Registration
@@ -58,6 +58,7 @@ class Fusion:
     registrations: Sequence[Registration] | None  # in the order given, less dropped frames; None without
     shares: Sequence[float]  # of the picture, per frame
     rendered: Rendered
+    focus_tiles: tuple[int, int]  # tiles of full resolution that FAPN ran on, and all of them
     undecided: float = 0.0  # share of the picture that is sharp in no frame
     dropped: dict[int, str] = field(default_factory=dict)  # frames that do not belong, and why
     seconds: dict[str, float] = field(default_factory=dict)
@@ -106,8 +107,10 @@ def fuse_bracket(
     prefer: str | None = None,
     depth: int | None = None,
     gate: bool = True,
+    adaptive: bool = True,
     fill: bool = True,
     save_aligned: Callable[[int, Photo], None] | None = None,
+    inspect: Callable[[Mapping[int, Frame], Fusion], None] | None = None,
     scratch: Sequence[Path] = (),
     provenance: dict[str, str] | None = None,
     events: Events | None = None,
@@ -117,8 +120,9 @@ def fuse_bracket(
     Every item of `photos` is taken once, in order, and dropped: a sequence that loads on access (or paths)
     needs memory for one photo. `motion`: similarity, affine or homography; `on_bad_frame`: fail or drop;
     `crop` to the field that all frames share; `prefer` near or far where frames tie. `save_aligned` gets
-    every registered frame and its index. `scratch`: folders for the temporary file of large brackets. `gate`
-    and `fill` switch the gating of sources and hole filling off, for comparison.
+    every registered frame and its index, `inspect` all of them by index, with the result, before they are
+    dropped. `scratch`: folders for the temporary file of large brackets. `gate`, `adaptive` and `fill` switch
+    the gating of sources, the pyramid's short cut and hole filling off, for comparison.
     """
     events = events or Events()
     seconds: dict[str, float] = {}
@@ -139,7 +143,7 @@ def fuse_bracket(
         depth = depth or stack.frames[0].dtype.itemsize * 8
         plan = plan_tiles(runtime, model, stack.in_order[0].shape, tile, depth)
         started = time.perf_counter()
-        focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, events)
+        focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, adaptive, events)
         labels, undecided = focus.labels, 0.0
         if fill:
             if prefer is None:
@@ -168,19 +172,23 @@ def fuse_bracket(
         )
         photo = _finish(stack, rendered, labels, model.scale, provenance or {}, events)
         seconds["enlarge"] = time.perf_counter() - started
-    labels = np.array(stack.order, np.uint16)[labels]
-    shares = np.bincount(labels.ravel(), minlength=len(photos)) / labels.size
-    return Fusion(
-        photo=photo,
-        labels=labels,
-        confidence=focus.confidence,
-        registrations=registrations,
-        shares=shares.tolist(),
-        rendered=rendered,
-        undecided=undecided,
-        dropped=stack.dropped,
-        seconds=seconds,
-    )
+        labels = np.array(stack.order, np.uint16)[labels]
+        shares = np.bincount(labels.ravel(), minlength=len(photos)) / labels.size
+        fusion = Fusion(
+            photo=photo,
+            labels=labels,
+            confidence=focus.confidence,
+            registrations=registrations,
+            shares=shares.tolist(),
+            rendered=rendered,
+            focus_tiles=(focus.tiles_run, focus.tiles_all),
+            undecided=undecided,
+            dropped=stack.dropped,
+            seconds=seconds,
+        )
+        if inspect is not None:
+            inspect({index: stack.frames[index] for index in sorted(stack.order)}, fusion)
+    return fusion
 
 
 def _decide(
@@ -191,6 +199,7 @@ def _decide(
     prefer: str | None,
     registrations: Sequence[Registration] | None,
     crop: bool,
+    adaptive: bool,
     events: Events,
 ) -> tuple[FocusMap, Plan]:
     """Decide which frame is in focus where, in the direction of work."""
@@ -211,6 +220,7 @@ def _decide(
             runtime,
             tile=p.focus,
             tie=tie,
+            adaptive=adaptive,
             seen=None if crop or not found else seen,
             progress=lambda d, t: events.progress("focus", d, t),
         ),

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import torch
 
+from mffsr.compare import to_tensor
 from mffsr.device import Runtime
 from mffsr.errors import MffsrError
-from mffsr.focus_map import Labels, to_tensor
+from mffsr.focus_map import Labels
 from mffsr.frames import Frame, row_blocks
 from mffsr.model import JointModel
 from mffsr.model.joint import soft_transition

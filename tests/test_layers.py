@@ -9,12 +9,12 @@ import mffsr
 
 PACKAGE = Path(mffsr.__file__).parent
 LAYERS = [
-    {"errors"},
+    {"allocator", "errors", "text"},
     {"model", "photo", "tiles", "metrics"},
     {"checkpoint", "device", "events", "frames"},
-    {"render", "focus_map", "stack", "plan"},
+    {"render", "focus_map", "compare", "stack", "plan"},
     {"fuse"},
-    {"batch", "evaluate", "paper_tables", "training"},
+    {"batch", "evaluate", "paper_tables", "report", "training"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

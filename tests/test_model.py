@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mffsr.model import FAPN, FN, FapnConfig, SrnConfig, enlarge
 from mffsr.model.blocks import box_mean, gradient_map, merge_windows, windows
+from mffsr.model.fapn import FR
 from mffsr.model.joint import decide, soft_transition
 
 
@@ -159,3 +160,17 @@ def test_compute_is_within_the_papers():
     with FlopCounterMode(display=False) as counter:
         FAPN(FapnConfig())(image, image)
     assert counter.get_total_flops() / 2 / 32**2 < 1.6e6
+
+
+def test_the_folded_batch_norm_is_the_batch_norm():
+    torch.manual_seed(3)
+    block = FR(4).double().eval()
+    with torch.no_grad():
+        block.norm.running_mean.normal_()
+        block.norm.running_var.uniform_(0.5, 2)
+        block.norm.weight.normal_()
+        block.norm.bias.normal_()
+        local, glob = torch.randn(2, 2, 4, 9, 7, dtype=torch.double)
+        feature = torch.randn(2, 8, 9, 7, dtype=torch.double)
+        expected = block.norm(torch.sigmoid(torch.relu(block.conv(feature)))) + local
+        torch.testing.assert_close(block(feature, local, glob), torch.cat((expected, glob), 1))

@@ -132,9 +132,22 @@ class FR(nn.Module):
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, feature: Tensor, local: Tensor, glob: Tensor) -> Tensor:
-        # Normalised in float32: half-precision statistics are rough, and on a CPU twice as slow to train.
-        refined = self.norm(torch.sigmoid(F.relu(self.conv(feature))).to(self.norm.weight.dtype))
-        return torch.cat((refined.to(local.dtype) + local, glob), 1)  # (9)
+        refined = torch.sigmoid(F.relu(self.conv(feature)))
+        if self.training:
+            # Normalised in float32: half-precision statistics are rough, and on a CPU twice as slow to train.
+            normal = self.norm(refined.to(self.norm.weight.dtype))
+            return torch.cat((normal.to(local.dtype) + local, glob), 1)  # (9)
+        scale, shift = (x.to(local.dtype).view(1, -1, 1, 1) for x in self._affine())
+        return torch.cat((torch.addcmul(local + shift, refined, scale), glob), 1)  # (9)
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """Return what the trained batch norm is: x · scale + shift, of its running statistics."""
+        norm = self.norm
+        mean, variance = norm.running_mean, norm.running_var
+        if mean is None or variance is None:
+            raise TypeError("batch norm without running statistics")
+        scale = norm.weight * torch.rsqrt(variance + norm.eps)
+        return scale, norm.bias - mean * scale
 
 
 class FPM(nn.Module):

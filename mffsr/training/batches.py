@@ -31,6 +31,7 @@ __all__ = [
 
 MARGIN = 16  # pixels around a patch that are cut off after blurring and shifting
 KERNEL = 2 * MARGIN - 1  # side of the blur kernels: radius up to 15
+ALIKE = 1.5 / 255  # frames that differ by less within 5×5 pixels show no focus
 LR_MARGIN = 2  # low-resolution pixels around a patch that are cut off after reducing
 
 
@@ -41,7 +42,7 @@ class FocusBatch(NamedTuple):
     image2: Tensor  # (B, 3, p, p)
     sharp: Tensor  # (B, 3, p, p) all-in-focus truth
     truth: Tensor  # (B, 1, p, p): 1 where image 1 is the sharper
-    weight: Tensor  # (B, 1, p, p): 0 where neither is
+    weight: Tensor  # (B, 1, p, p): 0 where neither is, or where it does not show
 
 
 class SuperResolutionBatch(NamedTuple):
@@ -195,9 +196,10 @@ def focus_batch(
         sigma = [float(rng.uniform(0, 0.02)) * (rng.random() < 0.5) for rng in rngs]
         frames.append(_compress(_noise(_inner(moved, MARGIN), sigma, rngs), 0.5, 75, rngs).clamp(0, 1))
     truth = (_inner(made.truth, MARGIN) == 0).float()
-    return FocusBatch(
-        frames[0], frames[1], _inner(image, MARGIN), truth, _inner(made.decided, MARGIN).float()
-    )
+    difference = (made.frames[0] - made.frames[1]).abs().amax(1, keepdim=True)
+    shows = F.max_pool2d(difference, 5, stride=1, padding=2) > ALIKE
+    weight = _inner(made.decided & shows, MARGIN).float()
+    return FocusBatch(frames[0], frames[1], _inner(image, MARGIN), truth, weight)
 
 
 def reduce(image: Tensor, scale: int, kind: degrade.Degradation, rngs: Sequence[Generator]) -> Tensor:

@@ -11,6 +11,8 @@ from mffsr.model.fapn import FocusMaps
 
 __all__ = ["fapn_loss", "fusion_loss", "ssim", "super_resolution_loss"]
 
+TIE = 0.25  # weight of a pixel that is as sharp in one photo as in the other
+
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Return the mean structural similarity (Wang et al. 2004) of two batches: 11×11 Gaussian, σ = 1.5."""
@@ -34,12 +36,14 @@ def fapn_loss(
 ) -> Tensor:
     """Equations (17)–(18): 0.8 mask + 0.1 gradient + 0.1 (1 − SSIM), from the maps before their sigmoid.
 
-    truth (B, 1, h, w): 1 where image 1 is the sharper one; weight (B, 1, h, w): 0 where neither is. The
-    mask term is the cross entropy instead of the paper's L1 distance, whose gradient vanishes where the
-    sigmoid saturates: with it the maps stayed at chance for hundreds of steps.
+    truth (B, 1, h, w): 1 where image 1 is the sharper one; weight (B, 1, h, w): 0 where neither is, which
+    both maps are taught to say by 0.5: |M1 − M2| then tells a decision from a guess. The mask term is the
+    cross entropy instead of the paper's L1 distance, whose gradient vanishes where the sigmoid saturates:
+    with it the maps stayed at chance for hundreds of steps.
     """
-    target = torch.cat((truth, 1 - truth), 1)
-    mask = (weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).mean()
+    target = torch.where(weight > 0, torch.cat((truth, 1 - truth), 1), 0.5)
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    mask = ((weight + TIE * (1 - weight)) * entropy).mean()
     maps = FocusMaps(*torch.sigmoid(logits).split(1, 1))
     fused = maps.m1 * image1 + maps.m2 * image2
     gradient = (gradient_map(fused) - gradient_map(sharp)).abs().mean() / 3

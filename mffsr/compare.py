@@ -1,0 +1,133 @@
+"""Which of two photographs is in focus where, decided on a pyramid of resolutions.
+
+    level 2 (1/4) ─ FAPN everywhere ─ margin ─ settled? ─ level 1 (1/2) ─ FAPN where not ─ … ─ level 0
+
+A flat wall or a large blur disc is wider than the network's reach on a large photograph, but not on a small
+copy of it. The coarse levels therefore decide wherever they are sure; the fine ones run only on tiles where
+the coarse ones are not, or where a boundary passes. What a level says of a pixel does not depend on the
+tiles, so the result does not either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mffsr.device import Runtime
+from mffsr.errors import MffsrError
+from mffsr.frames import Frame, row_blocks
+from mffsr.model import FocusMaps, JointModel
+from mffsr.photo import Pixels
+from mffsr.tiles import Tile, tiles
+
+__all__ = ["TIE", "Comparison", "compare", "levels", "to_tensor"]
+
+Margin = NDArray[np.int16]
+
+TIE = 26  # margins (of 255) below this are a tie
+CLEAR = 128  # margins from here on settle a pixel, if …
+NEAR = 8  # … all those within so many pixels, of the coarse level, say the same
+SMALLEST_SIDE = 384  # pixels: a level's shorter side, at least
+
+
+class Comparison(NamedTuple):
+    """Two photographs compared."""
+
+    margin: Margin  # H×W: 255 · (M2 − M1), positive where photo 2 is in focus
+    tiles_run: int  # tiles of the finest level that went through FAPN
+    tiles_all: int
+
+
+def to_tensor(pixels: Pixels, runtime: Runtime) -> Tensor:
+    """Return pixels (H, W, 1 or 3) as an image (1, 3, H, W) in [0, 1], float32, channels last."""
+    most = np.iinfo(pixels.dtype).max
+    array = torch.from_numpy(np.ascontiguousarray(pixels).astype(np.float32))
+    image = array.to(runtime.device, non_blocking=True).permute(2, 0, 1)[None] / most
+    return image.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+
+
+def levels(height: int, width: int) -> int:
+    """Return how many coarse levels a picture has: each halves it, down to `SMALLEST_SIDE`."""
+    return max(0, (min(height, width) // SMALLEST_SIDE).bit_length() - 1)
+
+
+def compare(
+    model: JointModel,
+    photo1: Frame,
+    photo2: Frame,
+    runtime: Runtime,
+    *,
+    tile: int,
+    adaptive: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Comparison:
+    """Compare two photographs H×W×C of one size.
+
+    `tile` is the side of a tile's core in pixels; it changes memory and time, not the result. Without
+    `adaptive` every level runs everywhere, and a coarse one counts only where the finer ones see a tie.
+    `progress` is given the tiles of the finest level that are done, and all of them.
+    """
+    top = levels(*photo1.shape[:2])
+    config = model.fapn.config
+    margin: Margin = np.zeros((1, 1), np.int16)
+    run, plan = 0, list[Tile]()
+    for level in range(top, -1, -1):
+        pair = (_reduced(photo1, level), _reduced(photo2, level))
+        size = (pair[0].shape[0], pair[0].shape[1])
+        settled = np.zeros(size, np.bool_)
+        if adaptive and level < top:
+            clear = _settled(margin).astype(np.uint8)
+            settled = cv2.resize(clear, size[::-1], interpolation=cv2.INTER_NEAREST) > 0
+        margin = np.asarray(cv2.resize(margin, size[::-1], interpolation=cv2.INTER_LINEAR), np.int16)
+        plan = list(tiles(*size, tile, config.reach, grid=config.sam_window))
+        run = 0
+        for done, part in enumerate(plan, 1):
+            if not settled[part.core].all():
+                run += 1
+                image1, image2 = (to_tensor(photo[part.outer], runtime) for photo in pair)
+                with torch.inference_mode(), runtime.autocast():
+                    found = _read(model.focus(image1, image2), part.inner)
+                if level < top:
+                    found = np.where(settled[part.core] | (np.abs(found) < TIE), margin[part.core], found)
+                margin[part.core] = found
+            if level == 0:
+                progress(done, len(plan))
+    return Comparison(margin, run, len(plan))
+
+
+def _reduced(photo: Frame, level: int) -> Frame:
+    """Return the photograph at 1/2^level of its size, each pixel the mean of those it stands for."""
+    if level == 0:
+        return photo
+    step = 1 << level
+    height, width, channels = photo.shape
+    out = np.empty((-(-height // step), -(-width // step), channels), photo.dtype)
+    block = max(step, next(row_blocks(photo.shape, photo.dtype.itemsize)).stop // step * step)
+    for top in range(0, height, block):
+        rows = photo[slice(top, min(top + block, height)), slice(None)]
+        target = slice(top // step, -(-min(top + block, height) // step))
+        small = cv2.resize(rows, (out.shape[1], target.stop - target.start), interpolation=cv2.INTER_AREA)
+        out[target] = small.reshape(-1, out.shape[1], channels)
+    return out
+
+
+def _settled(margin: Margin) -> NDArray[np.bool_]:
+    """Return where a level is sure: its margin is clear, and so are all around it, with the same winner."""
+    window = np.ones((2 * NEAR + 1,) * 2, np.uint8)
+    settled: NDArray[np.bool_] = (cv2.erode(margin, window) >= CLEAR) | (cv2.dilate(margin, window) <= -CLEAR)
+    return settled
+
+
+def _read(maps: FocusMaps, inner: tuple[slice, slice]) -> Margin:
+    """Return 255 · (M2 − M1) of a tile's core, rounded away from zero so that the sign is kept."""
+    difference = (maps.m2 - maps.m1)[0, 0][inner]
+    if not bool(torch.isfinite(difference).all()):
+        raise MffsrError("the focus map is not finite: damaged weights, or a precision too low for them")
+    found: Margin = (difference.sign() * (difference.abs() * 255).ceil()).to(torch.int16).cpu().numpy()
+    return found
