@@ -74,13 +74,18 @@ def fuse(
     tile: int | None = None,
     max_memory: int | None = None,
     align: bool = True,
+    motion: str = "similarity",
+    on_bad_frame: str = "fail",
+    crop: bool = True,
+    prefer: str | None = None,
     depth: int | None = None,
 ) -> Photo:
     """Fuse two or more photos of one scene, each in focus elsewhere, and enlarge the result.
 
     photos: paths, `Photo`s or arrays (H×W×3 or H×W×1, uint8 or uint16, RGB), all of one size.
     scale: 1 (fusion alone), 2, 3 or 4. depth: 8 or 16 bits per channel; by default that of the
-    deepest photo. The order of two photos does not matter. Raises UsageError, PhotoError, BracketError,
+    deepest photo. motion, on_bad_frame, crop and prefer: see `fuse_bracket`. The order of two photos does not
+    matter. Raises UsageError, PhotoError, BracketError,
     CheckpointError or DeviceError (all of them MffsrError).
     """
     if len(photos) < 2:
@@ -89,7 +94,17 @@ def fuse(
     model, parts = load_model(scale, weights)
     model = runtime.place(model)
     fusion = fuse_bracket(
-        photos, model, runtime, tile=tile, align=align, depth=depth, provenance={"Weights": parts[-1].sha256}
+        photos,
+        model,
+        runtime,
+        tile=tile,
+        align=align,
+        motion=motion,
+        on_bad_frame=on_bad_frame,
+        crop=crop,
+        prefer=prefer,
+        depth=depth,
+        provenance={"Weights": parts[-1].sha256},
     )
     return fusion.photo
 
