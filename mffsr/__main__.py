@@ -1,8 +1,41 @@
 """`python -m mffsr` and the `mffsr` command."""
 
-from mffsr.cli.app import main
+from __future__ import annotations
+
+import os
+import sys
+
+from mffsr.allocator import keep_freed_memory
 
 __all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C while it is still being loaded ends it as cleanly as later."""
+    _open_closed_streams()
+    keep_freed_memory()
+    try:
+        from mffsr.cli.app import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted\n")
+        sys.exit(130)
+
+
+def _open_closed_streams() -> None:
+    """Let standard streams that the caller closed lead nowhere.
+
+    Else Python has None in their place, and the next file opened, such as the output, takes their number.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["keep_freed_memory", "keep_no_kernels"]
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -28,3 +28,12 @@ def keep_freed_memory() -> None:
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, -1)  # never
     mallopt(M_TOP_PAD, 64 << 20)
+
+
+def keep_no_kernels() -> None:
+    """Let oneDNN keep none of the code that it makes for each layer and each size of tile.
+
+    That is some hundred megabytes, and no time to speak of for tiles that take seconds. Must be called before
+    the first convolution.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "0")

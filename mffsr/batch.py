@@ -22,7 +22,7 @@ from mffsr.photo import Photo, read_header, read_photo
 from mffsr.photo.brackets import Bracket
 from mffsr.photo.content import Content, content, unchanged
 
-__all__ = ["Outcome", "Reader", "Worker", "run_batch"]
+__all__ = ["Claims", "Outcome", "Reader", "Worker", "run_batch"]
 
 PATIENCE = 2.0  # s to wait for another process to complete the record of what it just wrote
 R = TypeVar("R")
@@ -84,6 +84,25 @@ def run_batch(
     _Batch(brackets, worker, out, options, resume, ahead, warn).run(started, ended)
 
 
+class Claims:
+    """Which bracket writes which file: no two write one, and none writes a photo of any bracket."""
+
+    def __init__(self, brackets: Sequence[Bracket]) -> None:
+        self._inputs = {os.path.realpath(photo) for bracket in brackets for photo in bracket.photos}
+        self._claimed: dict[str, Bracket] = {}
+
+    def claim(self, target: Path, bracket: Bracket) -> None:
+        """Note an output; raises UsageError for one that is an input, BracketError for another bracket's."""
+        real = os.path.normcase(os.path.realpath(target))
+        if real in self._inputs:
+            raise UsageError(
+                f"{target}: is one of the inputs, which are never overwritten\nchoose another -o"
+            )
+        other = self._claimed.setdefault(real, bracket)
+        if other is not bracket:
+            raise BracketError(f"{target}: is the output of bracket {other.name} already\nrename one of them")
+
+
 class _Skipped(Exception):  # noqa: N818 - nothing went wrong
     """A bracket need not be done; the text says why."""
 
@@ -104,8 +123,7 @@ class _Batch(Generic[R]):
         self.brackets, self.worker, self.options = brackets, worker, options
         self.resume, self.ahead, self.warn = resume, ahead, warn
         self.records = Records(out)
-        self.inputs = {os.path.realpath(photo) for bracket in brackets for photo in bracket.photos}
-        self.claimed: dict[str, Bracket] = {}
+        self.claims = Claims(brackets)
 
     def run(self, started: Callable[[Bracket, int], None], ended: Callable[[Outcome], None]) -> None:
         coming: _Ahead | None = None
@@ -149,7 +167,7 @@ class _Batch(Generic[R]):
         if ahead.error is not None:
             raise ahead.error
         target, key = ahead.target, ahead.key
-        self._claim(target, bracket)
+        self.claims.claim(target, bracket)
         if ahead.state is State.finished:
             raise _Skipped("finished before with the same photos, options and weights")
         self._look_again(ahead)
@@ -162,7 +180,7 @@ class _Batch(Generic[R]):
             raise _Skipped("the output exists")
         files = self.worker.files(result)
         for file in files:
-            self._claim(file, bracket)
+            self.claims.claim(file, bracket)
         if files[0] == target:
             self._look_again(ahead)
         self.records.begin(target, key, files)
@@ -180,17 +198,6 @@ class _Batch(Generic[R]):
         else:
             self.records.finish(target, key, files)
         return details
-
-    def _claim(self, target: Path, bracket: Bracket) -> None:
-        """Refuse an output that another bracket has, or that is a photo of any bracket."""
-        real = os.path.normcase(os.path.realpath(target))
-        if real in self.inputs:
-            raise UsageError(
-                f"{target}: is one of the inputs, which are never overwritten\nchoose another -o"
-            )
-        other = self.claimed.setdefault(real, bracket)
-        if other is not bracket:
-            raise BracketError(f"{target}: is the output of bracket {other.name} already\nrename one of them")
 
     def _look_again(self, ahead: _Ahead) -> None:
         """Find out about an output that came to be since the bracket was looked at.

@@ -12,7 +12,7 @@ import torch
 
 from mffsr.errors import DeviceError, UsageError
 
-__all__ = ["PRECISIONS", "Runtime", "available_devices", "available_memory", "choose"]
+__all__ = ["PRECISIONS", "Runtime", "available_devices", "available_memory", "choose", "resident_memory"]
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
@@ -143,5 +143,24 @@ def _cgroup_limits() -> list[int]:
             continue
         for folder in (base / path.lstrip("/"), base):
             with contextlib.suppress(OSError, ValueError):
-                found.append(max(0, int((folder / limit).read_text()) - int((folder / usage).read_text())))
+                used = int((folder / usage).read_text()) - _files_kept(folder)
+                found.append(max(0, int((folder / limit).read_text()) - used))
     return found
+
+
+def _files_kept(folder: Path) -> int:
+    """Return the bytes of a memory cgroup that are copies of files; the system drops them when it must."""
+    with contextlib.suppress(OSError, ValueError):
+        lines = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return int(lines.get("total_inactive_file", lines.get("inactive_file", "0")))
+    return 0
+
+
+def resident_memory() -> int:
+    """Return the bytes of memory that this process has now; 0 where the system does not tell."""
+    try:
+        import resource
+
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except (ImportError, OSError):
+        return 0

@@ -6,6 +6,7 @@
     ├── BracketError           the frames of a bracket do not belong together
     ├── CheckpointError        a weight file is missing, damaged, or of another kind
     ├── DeviceError            the device is missing or out of memory
+    ├── ClusterError           scheduler or workers are missing, lost, or not alike
     └── TrainingError          training cannot start or go on
 
 A message says what is wrong, what was expected and what to do next, in at most a few lines,
@@ -14,9 +15,12 @@ and names the file. The command line prints it; nothing else does.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "BracketError",
     "CheckpointError",
+    "ClusterError",
     "DeviceError",
     "MffsrError",
     "PhotoError",
@@ -27,6 +31,15 @@ __all__ = [
 
 class MffsrError(Exception):
     """Something could not be done."""
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an error may come from another process, whatever its __init__
+        return _same, (type(self), self.args, self.__dict__)
+
+
+def _same(kind: type[MffsrError], arguments: tuple[Any, ...], state: dict[str, Any]) -> MffsrError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    return error
 
 
 class UsageError(MffsrError):
@@ -47,6 +60,10 @@ class CheckpointError(MffsrError):
 
 class DeviceError(MffsrError):
     """The device asked for is not there, or its memory does not suffice."""
+
+
+class ClusterError(MffsrError):
+    """The scheduler or the workers of a cluster are missing, were lost, or are not alike."""
 
 
 class TrainingError(MffsrError):

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from mffsr import __version__
+from mffsr.allocator import keep_no_kernels
 from mffsr.checkpoint import load_model
 from mffsr.device import Runtime, choose
 from mffsr.errors import DeviceError, UsageError
@@ -28,7 +29,7 @@ from mffsr.frames import Frame, FrameStore
 from mffsr.model import JointModel
 from mffsr.photo import Photo, output_metadata, with_depth
 from mffsr.photo.align import Registration
-from mffsr.plan import SMALLEST_TILE, Plan, plan_tiles
+from mffsr.plan import LARGEST_TILE, SMALLEST_TILE, Plan, plan_tiles
 from mffsr.render import Rendered, enlarge_plane, render
 from mffsr.stack import (
     Source,
@@ -157,12 +158,14 @@ def fuse_bracket(
 
         depth = depth or stack.frames[0].dtype.itemsize * 8
         plan = plan_tiles(runtime, model, stack.in_order[0].shape, tile, depth)
+        if plan.render < LARGEST_TILE:  # memory is short
+            keep_no_kernels()
         started = time.perf_counter()
         focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, adaptive, events)
         labels, undecided = focus.labels, 0.0
         if fill:
             if prefer is None:
-                labels, undecided = settle_undecided(labels, focus.clearest)
+                labels, undecided = settle_undecided(labels, focus.contrast)
             labels = fill_holes(labels)
             if not crop and registrations is not None:
                 labels = _keep_to_fields(stack, registrations, labels, focus.labels)
@@ -306,7 +309,14 @@ def _finish(
         size=(pixels.shape[1], pixels.shape[0]),
         warn=events.warning,
     )
-    photo = Photo(pixels=pixels, icc=first.icc, exif=metadata.exif, xmp=metadata.xmp, dpi=metadata.dpi)
+    photo = Photo(
+        pixels=pixels,
+        icc=first.icc,
+        exif=metadata.exif,
+        xmp=metadata.xmp,
+        iptc=first.iptc,
+        dpi=metadata.dpi,
+    )
     if len(stack.alphas):
         alpha = enlarge_plane([stack.alphas[index] for index in stack.order], labels, scale)
         alpha = with_depth(Photo(pixels=alpha[:, :, None]), photo.bit_depth).pixels[:, :, 0]

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 
 import torch
 
-from mffsr.device import Runtime
+from mffsr.device import Runtime, resident_memory
 from mffsr.errors import DeviceError, UsageError
 from mffsr.model import JointModel
 from mffsr.tiles import tiles
 
-__all__ = ["SMALLEST_TILE", "Plan", "memory_of", "plan_tiles", "rough_seconds"]
+__all__ = ["LARGEST_TILE", "SMALLEST_TILE", "Plan", "memory_of", "plan_tiles", "rough_seconds"]
 
 SMALLEST_TILE = 64
 LARGEST_TILE = 512  # beyond, the halo's share falls slowly while caches overflow
 PROBE = 96  # side of the tile that is timed
 SOURCES = 1.5  # frames that win somewhere in a tile, on average
-PROGRAM = 400 << 20  # bytes of the program itself, with its libraries and weights
+PROGRAM = 600 << 20  # bytes of the program itself, with its libraries, weights and what oneDNN keeps
+MAPS = 32  # bytes a source pixel of the decision, while holes are filled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ def plan_tiles(
     if runtime.device.type == "cpu":
         pictures = _pictures(model, shape, depth)
     budget = runtime.memory - pictures
+    if runtime.device.type == "cpu":
+        budget -= max(0, PROGRAM - resident_memory())
 
     def side(bytes_per_pixel: int, halo: int) -> int:
         size = LARGEST_TILE
@@ -74,7 +77,7 @@ def memory_of(plan: Plan, runtime: Runtime, model: JointModel, shape: tuple[int,
 
 def _pictures(model: JointModel, shape: tuple[int, ...], depth: int) -> int:
     """Bytes of the whole pictures that are in memory: the output, and the maps of the decision."""
-    return shape[0] * shape[1] * (model.scale**2 * shape[2] * depth // 8 + 16)
+    return shape[0] * shape[1] * (model.scale**2 * shape[2] * depth // 8 + MAPS)
 
 
 def _tile_bytes(size: int, shape: tuple[int, ...], bytes_per_pixel: int, halo: int) -> int:

@@ -149,6 +149,47 @@ def test_what_the_camera_counted_is_believed(tmp_path, pair):
     assert found.brackets[0].why == "the camera's focus bracket"
 
 
+def olympus_exif(head: bytes, order: str, drive: tuple[int, ...], *, cut: int = 0) -> bytes:
+    """Return EXIF data with a maker's note of Olympus: one directory leads to the drive mode's."""
+    start = len(head) + 4
+    first = start + 2 + 2 * 12 + 4
+    text, settings = (
+        struct.pack(order + "HHII", 0x207, 2, 900, 9000),
+        struct.pack(order + "HHII", 0x2020, 13, 1, first),
+    )
+    inline = struct.pack(order + "HHIHH", 0x301, 3, 2, 0, 1)
+    values = struct.pack(order + f"{len(drive)}H", *drive)
+    where = values.ljust(4, b"\0") if len(values) <= 4 else struct.pack(order + "I", first + 2 + 2 * 12 + 4)
+    mode = struct.pack(order + "HHI", 0x600, 3, len(drive)) + where
+    count, end = struct.pack(order + "H", 2), bytes(4)
+    byte_order = b"II\3\0" if order == "<" else b"MM\0\3"
+    note = head + byte_order + count + text + settings + end + count + inline + mode + end + values
+    note = note[: len(note) - cut]
+    exif = Exif()
+    exif.exif[0x927C] = Value(7, len(note), note)
+    return build_exif(exif)
+
+
+@pytest.mark.parametrize("head", [b"OLYMPUS\0", b"OM SYSTEM\0\0\0"])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("drive", "cut", "sequence"),
+    [
+        ((5, 7, 1 << 6, 0, 4), 0, 7),
+        ((5, 2, 1 << 6), 0, 2),
+        ((5, 7, 1 << 6, 0, 4), 3, None),  # the note is cut short
+        ((5, 7, 1 << 6, 0, 4), 60, None),
+        ((5, 7, 1, 0, 4), 0, None),  # a bracket of exposures
+        ((1, 7, 0, 0, 4), 0, None),  # a burst
+        ((0, 0), 0, None),
+    ],
+)
+def test_olympus_counts_focus_brackets(tmp_path, pair, head, order, drive, cut, sequence):
+    exif = olympus_exif(head, order, drive, cut=cut)
+    write_photo(Photo(pixels=pair[0], exif=exif), tmp_path / "a.jpg")
+    assert read_capture(tmp_path / "a.jpg").sequence == sequence
+
+
 def test_a_damaged_photo_stays_with_its_neighbours(tmp_path, pair):
     for number, seconds in enumerate([0, 1, 30, 31]):
         shoot(tmp_path, f"{number}.jpg", pair[number % 2], seconds)

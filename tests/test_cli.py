@@ -245,3 +245,34 @@ def test_version_help_and_doctor():
 def test_help_does_not_import_torch():
     code = "import sys; import mffsr.cli.app; sys.exit('torch' in sys.modules or 'cv2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, env=ENV).returncode == 0
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("command", ["", "fuse", "batch", "train", "eval", "doctor"])
+def test_help_fits_the_terminal_and_tells_all(command, columns):
+    shown = mffsr(*command.split(), "--help", env=ENV | {"COLUMNS": str(columns)}).stdout
+    assert "Usage:" in shown
+    assert max(map(len, shown.splitlines())) <= columns
+    if command in ("fuse", "batch"):
+        told = " ".join(shown.split())
+        assert "[what is free]" in told, "no markup: brackets are shown"
+        assert "[default: photo]" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("mffsr ", {"fuse", "batch", "train", "eval", "doctor"}),
+        ("mffsr fuse --on", {"--on-bad-frame", "--on-exists"}),
+        ("mffsr fuse --on-exists ", {"error", "skip", "rename", "overwrite"}),
+    ],
+)
+def test_the_shell_completes(words, expected):
+    env = ENV | {
+        "_MFFSR_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    command = [sys.executable, "-c", "from mffsr.cli.app import app; app(prog_name='mffsr')"]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert set(result.stdout.split()) == expected, result.stderr

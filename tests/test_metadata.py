@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import struct
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mffsr.fuse import fuse_bracket
 from mffsr.photo import XMP_NAMESPACE, OutputMetadata, Photo, output_metadata, read_photo, write_photo
 from mffsr.photo._ifd import Exif, IfdError, Value, build_exif, parse_exif
 
@@ -320,3 +323,33 @@ def test_the_result_reaches_every_format(suffix: str, tmp_path: Path) -> None:
     assert exif.interop[0x0001].data == b"R98\0"
     assert exif.main[0x0131].data == b"mffsr 1.0\0"
     assert back.dpi == pytest.approx((300, 300), abs=0.01)
+
+
+def test_iptc_is_kept_where_the_format_can(tmp_path, cpu):
+    records = b"\x1c\x02\x00\x00\x02\x00\x04" + b"\x1c\x02\x78\x00\x05Title"  # version, caption
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    write_photo(Photo(pixels=pixels), tmp_path / "plain.jpg")
+    plain = (tmp_path / "plain.jpg").read_bytes()
+    resources = b"Photoshop 3.0\0" + b"8BIM\x04\x0a\0\0\0\0\0\2ab" + b"8BIM\x04\x04\0\0"
+    resources += struct.pack(">I", len(records)) + records + b"\0" * (len(records) % 2)
+    segment = b"\xff\xed" + struct.pack(">H", len(resources) + 2) + resources
+    (tmp_path / "a.jpg").write_bytes(plain[:20] + segment + plain[20:])
+    photo = read_photo(tmp_path / "a.jpg")
+    assert photo.iptc == records
+    fused = fuse_bracket([photo, photo], tiny_model(1), cpu, align=False).photo
+    for name in ("b.jpg", "b.tif"):
+        write_photo(fused, tmp_path / name)
+        assert read_photo(tmp_path / name).iptc == records
+    with Image.open(tmp_path / "b.jpg") as written:
+        assert written.info["photoshop"] == {0x0404: records}
+    with Image.open(tmp_path / "b.tif") as written:
+        assert written.tag_v2[33723] == records
+    for name in ("b.png", "b.webp"):
+        told: list[str] = []
+        write_photo(fused, tmp_path / name, warn=told.append)
+        assert any("IPTC" in text for text in told)
+    large = replace(photo, iptc=records + b"\x1c\x02\x78\xff\xff" + bytes(70_000))
+    told = []
+    write_photo(large, tmp_path / "c.jpg", warn=told.append)
+    assert any("IPTC" in text for text in told)
+    assert read_photo(tmp_path / "c.jpg").iptc is None

@@ -19,13 +19,23 @@ app = typer.Typer(
     epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # it takes [brackets] in help texts for markup and squeezes them into columns
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("fuse", epilog=EPILOG)(fuse.fuse)
-app.command("batch", epilog=EPILOG)(batch.batch)
-app.command("train", epilog=EPILOG)(train.train)
-app.command("eval", cls=evaluate.EvalCommand, epilog=EPILOG)(evaluate.evaluate)
-app.command("doctor", epilog=EPILOG)(doctor.doctor)
+app.command("fuse", short_help="One bracket → one photo, sharp throughout and enlarged.", epilog=EPILOG)(
+    fuse.fuse
+)
+app.command("batch", short_help="The same for a folder of brackets.", epilog=EPILOG)(batch.batch)
+app.command("train", short_help="Train the networks on your own photographs.", epilog=EPILOG)(train.train)
+app.command(
+    "eval",
+    cls=evaluate.EvalCommand,
+    short_help="Measure fused photos; the paper's metrics and tables.",
+    epilog=EPILOG,
+)(evaluate.evaluate)
+app.command("doctor", short_help="Is everything there? How to mend what is not.", epilog=EPILOG)(
+    doctor.doctor
+)
 
 
 def _version(wanted: bool) -> None:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mffsr.cli import fuse as fuse_command
 from mffsr.cli import fuse_job
-from mffsr.cli.batch_report import BracketConsole, Tally, named
+from mffsr.cli import options as opt
+from mffsr.cli.batch_report import Tally, named
+from mffsr.cli.batch_worker import Computing, Options, load_fuser
 from mffsr.cli.console import Console, exit_codes
-from mffsr.cli.fuse_job import Depth, Framing, Motion, OnBadFrame, OnExists, Prefer
+from mffsr.cli.fuse_job import Depth, Framing, Motion, OnBadFrame, OnExists
+from mffsr.cli.reports import settle_index, write_index
 from mffsr.errors import PhotoError, UsageError
 
 if TYPE_CHECKING:
-    from mffsr.batch import Reader
-    from mffsr.device import Runtime
-    from mffsr.fuse import Fusion
-    from mffsr.model import JointModel
     from mffsr.photo.brackets import Bracket, Found
 
 __all__ = ["batch"]
@@ -41,82 +37,72 @@ class Group(str, Enum):
     none = "none"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What all brackets share."""
-
-    out: Path
-    template: str
-    scale: int
-    tile: int | None
-    align: bool
-    framing: Framing
-    depth: Depth
-    quality: int
-    focus_map: str | None
-    on_exists: OnExists
-
-
 def batch(
     folder: Annotated[
         Path | None, typer.Argument(help="Folder of brackets: sub-folders, or photos that are grouped.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder to write into.  [FOLDER-fused]")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write into.  [FOLDER-fused]"),
     ] = None,
     group: Annotated[
         Group, typer.Option(help="auto: sub-folders, and loose photos by time; none: all are one bracket.")
     ] = Group.auto,
     plan: Annotated[
-        Path | None, typer.Option(help="Take the brackets from this TOML file; with -n FOLDER, write it.")
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml", help="Take the brackets from this TOML file; with -n FOLDER, write it."
+        ),
     ] = None,
-    template: Annotated[str, typer.Option(help="Name of each output, inside the output folder.")] = TEMPLATE,
+    template: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of each output, inside the output folder.")
+    ] = TEMPLATE,
     resume: Annotated[
         bool, typer.Option(help="Skip what was finished with the same photos, options and weights.")
     ] = False,
-    scale: Annotated[
-        int, typer.Option("-s", "--scale", min=1, max=4, help="Enlargement; 1 = fusion alone.")
-    ] = 2,
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    weights: Annotated[
-        str, typer.Option(help="Name of a bundled set, a weight file or a folder of them.")
-    ] = "photo",
-    tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels.")] = "auto",
-    max_memory: Annotated[str, typer.Option(help="Most memory to use, such as 4G.  [what is free]")] = "",
-    align: Annotated[bool, typer.Option("--align/--no-align", help="Register the photos first.")] = True,
-    model: Annotated[
-        Motion, typer.Option(help="How frames may move: similarity = shift, rotation and scale.")
-    ] = Motion.similarity,
-    crop: Annotated[
-        bool, typer.Option("--crop/--no-crop", help="Cut to the field that all photos show.")
-    ] = True,
-    on_bad_frame: Annotated[
-        OnBadFrame, typer.Option(help="A photo that does not belong: fail, or drop it with a warning.")
-    ] = OnBadFrame.fail,
-    prefer: Annotated[
-        Prefer | None,
-        typer.Option(help="Where photos tie, take the one focused nearer or farther.  [the clearer]"),
-    ] = None,
-    depth: Annotated[Depth, typer.Option(help="Bits per channel; auto = as the photos.")] = Depth.auto,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEG and WebP.")] = 95,
+    scale: opt.Scale = 2,
+    device: opt.Device = "auto",
+    precision: opt.Precision = "auto",
+    weights: opt.Weights = "photo",
+    tile: opt.Tile = "auto",
+    max_memory: opt.MaxMemory = "",
+    align: opt.Align = True,
+    model: opt.Model = Motion.similarity,
+    crop: opt.Crop = True,
+    on_bad_frame: opt.OnBadFrame = OnBadFrame.fail,
+    prefer: opt.Prefer = None,
+    depth: opt.Depth = Depth.auto,
+    quality: opt.Quality = 95,
     focus_map: Annotated[
-        str | None, typer.Option(help='Also write focus maps, named so: "{bracket}_map.png".')
+        str | None, typer.Option(metavar="NAME", help='Also write focus maps, named so: "{bracket}_map.png".')
     ] = None,
-    on_exists: Annotated[OnExists, typer.Option(help="What to do where the output exists.")] = OnExists.error,
-    force: Annotated[bool, typer.Option("-f", "--force", help="Same as --on-exists overwrite.")] = False,
+    report: opt.Report = None,
+    on_exists: opt.OnExists = OnExists.error,
+    force: opt.Force = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Processes to share the brackets on this machine (extra: cluster)."
+        ),
+    ] = 1,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Send the brackets to this Dask scheduler (extra: cluster)."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("-n", "--dry-run", help="Print the plan (or write it to --plan), and stop.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print an event a line as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No messages, only errors.")] = False,
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Fuse many brackets, each into one all-in-focus photo, and enlarge them."""
     console = Console(quiet=quiet, as_json=as_json)
     with exit_codes(console, debug=debug):
         if folder is None and plan is None:
             raise UsageError("nothing to do: expected a FOLDER, or a --plan")
+        if cluster is not None and workers > 1:
+            raise UsageError("--workers are processes here, --cluster has its own: expected one of them")
         out = output or (Path() if dry_run and folder is None else _default_out(folder))
         existing = OnExists.overwrite if force else on_exists
         writes_plan = dry_run and plan is not None and folder is not None
@@ -140,12 +126,16 @@ def batch(
             quality=quality,
             focus_map=focus_map,
             on_exists=existing,
+            report=settle_index(report, out, existing, resume=resume) if report is not None else None,
         )
         _check_templates(options, len(found.brackets))
         _check_out(out)
         memory = fuse_job.parse_memory(max_memory)
-        worker = _worker(options, device, precision, weights, memory, console)
-        _run(found.brackets, worker, resume, memory, console, debug=debug)
+        processes = min(workers, len(found.brackets))
+        computing = Computing(
+            device=device, precision=precision, weights=weights, memory=memory, processes=processes
+        )
+        _run(found.brackets, options, computing, cluster, resume=resume, console=console, debug=debug)
 
 
 def _default_out(folder: Path | None) -> Path:
@@ -224,151 +214,68 @@ def _check_templates(options: Options, brackets: int) -> None:
             raise UsageError(f"{options.focus_map}: the focus map is a PNG file")
 
 
-def _worker(
-    options: Options, device: str, precision: str, weights: str, memory: int | None, console: Console
-) -> _Fuser:
-    """Load the model once."""
-
-    from mffsr.checkpoint import load_model
-    from mffsr.device import choose
-
-    runtime = choose(device, precision, memory)
-    console.message(f"device: {runtime.reason}")
-    model, parts = load_model(options.scale, weights)
-    model = runtime.place(model)
-    provenance = {"Weights": " ".join(f"{p.path.name}:{p.sha256[:16]}" for p in parts)}
-    options.out.mkdir(parents=True, exist_ok=True)
-    return _Fuser(options, model, runtime, provenance, [p.sha256 for p in parts], console)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Done:
-    """A fused bracket that is not written yet."""
-
-    job: fuse_job.Job
-    fusion: Fusion
-    focus_map: Path | None
-    started: float
-    console: Console
-
-
-class _Fuser:
-    """Does one bracket after the other exactly as `mffsr fuse` does: see `mffsr.batch.Worker`."""
-
-    def __init__(
-        self,
-        options: Options,
-        model: JointModel,
-        runtime: Runtime,
-        provenance: dict[str, str],
-        digests: list[str],
-        console: Console,
-    ) -> None:
-        self.options, self.model, self.runtime = options, model, runtime
-        self.provenance, self.digests, self.console = provenance, digests, console
-
-    def deciding(self) -> dict[str, Any]:
-        """Return the options that change results, for --resume."""
-        from mffsr import __version__
-
-        return {
-            "version": __version__,
-            "weights": self.digests,
-            "provenance": self.provenance,
-            "device": self.runtime.device.type,
-            "precision": self.runtime.precision,
-            "scale": self.options.scale,
-            "align": self.options.align,
-            **asdict(self.options.framing),
-            "depth": self.options.depth.value,
-            "quality": self.options.quality,
-            "focus_map": self.options.focus_map,
-        }
-
-    def target(self, bracket: Bracket) -> Path:
-        """Return where the photo of a bracket goes."""
-        from mffsr.batch_plan import inside, target_name
-        from mffsr.photo import read_header
-
-        depth = max(read_header(photo).bit_depth for photo in bracket.photos)
-        extension = fuse_job.default_output(Path(bracket.photos[0]), 1, depth).suffix
-        name = target_name(self.options.template, bracket, self.options.scale, extension)
-        return inside(self.options.out, name)
-
-    def compute(self, bracket: Bracket, target: Path, read: Reader, *, overwrite: bool) -> _Done | None:
-        """Check and fuse a bracket; None where the output exists and is to be skipped."""
-        from mffsr.batch_plan import inside, target_name
-
-        started = time.perf_counter()
-        options, console = self.options, BracketConsole(self.console, bracket.name)
-        on_exists = OnExists.overwrite if overwrite else options.on_exists
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            job = fuse_job.prepare(
-                list(bracket.photos), target, options.scale, options.depth, on_exists, console
-            )
-        except typer.Exit:
-            return None
-        job = replace(job, framing=options.framing)
-        focus_map = None
-        if options.focus_map is not None:
-            plain = type(bracket)(name=bracket.name, photos=bracket.photos)
-            focus_map = inside(options.out, target_name(options.focus_map, plain, options.scale, ".png"))
-            if job.output in (focus_map, fuse_job.preview_name(focus_map)):
-                raise UsageError(f"{focus_map}: the focus map would overwrite the photo\nname it otherwise")
-            focus_map.parent.mkdir(parents=True, exist_ok=True)
-            fuse_job.check_focus_map(focus_map, list(bracket.photos), job)
-        fusion = fuse_command.run_job(
-            job, self.model, self.runtime, options.tile, options.align, self.provenance, console, read
-        )
-        return _Done(job=job, fusion=fusion, focus_map=focus_map, started=started, console=console)
-
-    def files(self, result: _Done) -> list[Path]:
-        """Return what `write` writes."""
-        maps = [result.focus_map, fuse_job.preview_name(result.focus_map)] if result.focus_map else []
-        return [result.job.output, *maps]
-
-    def write(self, result: _Done) -> dict[str, Any]:
-        """Write a fused bracket and return what --json tells of it."""
-        fuse_command.write_result(
-            result.job, result.fusion, self.options.quality, result.focus_map, result.console
-        )
-        seconds = time.perf_counter() - result.started
-        return fuse_command.describe(result.job, result.fusion, self.runtime, seconds, result.console)
-
-
 def _run(
     brackets: list[Bracket],
-    worker: _Fuser,
-    resume: bool,
-    memory: int | None,
-    console: Console,
+    options: Options,
+    computing: Computing,
+    cluster: str | None,
     *,
+    resume: bool,
+    console: Console,
     debug: bool,
 ) -> None:
     """Do the brackets, and exit with 1 if any failed."""
+    tally, reported = Tally(len(brackets), console, debug=debug), True
+    clock = time.perf_counter()
+    try:
+        if cluster is None and computing.processes == 1:
+            _fuse_here(brackets, options, computing, resume=resume, tally=tally, console=console)
+        else:
+            from mffsr.cli.batch_remote import fuse_remotely
+
+            fuse_remotely(brackets, options, computing, cluster, resume=resume, tally=tally, console=console)
+    finally:
+        if tally.begun:
+            tally.summary(time.perf_counter() - clock)
+            if options.report is not None:
+                reported = write_index(options.report, options.out, tally.outcomes, console)
+    if tally.failures or not reported:
+        raise typer.Exit(1)
+
+
+def _fuse_here(
+    brackets: list[Bracket],
+    options: Options,
+    computing: Computing,
+    *,
+    resume: bool,
+    tally: Tally,
+    console: Console,
+) -> None:
+    """Do the brackets in this process."""
     import torch
 
     from mffsr.batch import run_batch
     from mffsr.device import available_memory
 
+    worker = load_fuser(options, computing, console)
+    options.out.mkdir(parents=True, exist_ok=True)
     spare = available_memory(torch.device("cpu"))
-    tally = Tally(len(brackets), console, debug=debug)
-    clock = time.perf_counter()
-    try:
-        with console.live():
-            run_batch(
-                brackets,
-                worker,
-                out=worker.options.out,
-                options=json.loads(json.dumps(worker.deciding())),
-                resume=resume,
-                ahead=min(spare, memory or spare) // 8,  # the engine leaves a fifth of what is free
-                started=tally.started,
-                ended=tally.ended,
-                warn=console.warning,
-            )
-    finally:
-        tally.summary(time.perf_counter() - clock)
-    if tally.failures:
-        raise typer.Exit(1)
+
+    def started(bracket: Bracket, index: int) -> None:
+        if console.drawing:
+            console.begin_again(but="brackets")
+        tally.started(bracket, index)
+
+    with console.live():
+        run_batch(
+            brackets,
+            worker,
+            out=options.out,
+            options=worker.deciding(),
+            resume=resume,
+            ahead=min(spare, computing.memory or spare) // 8,  # the engine leaves a fifth of what is free
+            started=started,
+            ended=tally.ended,
+            warn=console.warning,
+        )

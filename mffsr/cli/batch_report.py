@@ -57,16 +57,19 @@ class Tally:
         self.total, self.console, self.debug = total, console, debug
         self.counts = {"done": 0, "failed": 0, "skipped": 0}
         self.failures: list[tuple[str, str]] = []
+        self.outcomes: list[Outcome] = []
+        self.begun = False
 
     def started(self, bracket: Bracket, index: int) -> None:
+        self.begun = True
         if self.console.drawing:
-            self.console.begin_again(but="brackets")
-            self.console.progress("brackets", index - 1, self.total)
+            self.console.progress("brackets", sum(self.counts.values()), self.total)
         self._event({"event": "start", "index": index, "of": self.total, **named(bracket)})
 
     def ended(self, outcome: Outcome) -> None:
         name, console = outcome.bracket.name, self.console
         self.counts[outcome.event] += 1
+        self.outcomes.append(outcome)
         event = {"event": outcome.event, "bracket": name, "index": outcome.index, "of": self.total}
         place = f"[{outcome.index}/{self.total}] {name}"
         if outcome.error is not None:
@@ -88,7 +91,7 @@ class Tally:
                     console.result(str(output))
         self._event(event)
         if console.drawing:
-            console.progress("brackets", outcome.index, self.total)
+            console.progress("brackets", sum(self.counts.values()), self.total)
 
     def summary(self, seconds: float) -> None:
         """Print how the batch went; failures even with --quiet."""

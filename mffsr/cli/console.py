@@ -18,6 +18,7 @@ from typing import Any
 import typer
 
 from mffsr.errors import MffsrError, UsageError
+from mffsr.text import visible
 
 __all__ = ["Console", "Terminated", "exit_codes", "failure_text"]
 
@@ -29,6 +30,9 @@ STAGES = {
     "enlarge": "Enlarging",
 }
 LINES = 5  # most lines that a failure prints
+LONGEST = 300  # characters of a message that is not ours
+# What PyTorch, OpenCV and C++ say instead of MemoryError.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "insufficient memory", "bad_alloc")
 
 
 class Terminated(BaseException):
@@ -41,9 +45,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def printable(text: str) -> str:
     """Return text with control characters and lone surrogates escaped: file names may hold anything."""
-    safe = "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
     encoding = sys.stderr.encoding or "utf-8"
-    return safe.encode(encoding, "backslashreplace").decode(encoding)
+    return visible(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 class Console:
@@ -128,12 +131,12 @@ class Console:
         screen = rich.console.Console(stderr=True)
         columns = (
             TextColumn("{task.description:<13}", markup=False),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=max(10, min(60, screen.width - 36))),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         )
         # Results are no part of the display, unless both go to the same terminal.
-        with Progress(*columns, console=screen, expand=True, redirect_stdout=sys.stdout.isatty()) as live:
+        with Progress(*columns, console=screen, redirect_stdout=sys.stdout.isatty()) as live:
             self._live = live
             try:
                 yield
@@ -171,7 +174,9 @@ def exit_codes(console: Console, *, debug: bool = False) -> Iterator[None]:
     except Terminated:
         console.error("terminated; nothing unfinished was left behind")
         raise typer.Exit(143) from None
-    except (OSError, MemoryError) as error:
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except Exception as error:
         if debug:
             raise
         console.error(failure_text(error))
@@ -182,9 +187,12 @@ def failure_text(error: BaseException) -> str:
     """Return what to say of an error: the text of our own, the system's words, or at least its kind."""
     if isinstance(error, MffsrError):
         return str(error)
-    if not isinstance(error, OSError | MemoryError):
-        return f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError):
+    if isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        return f"{name}{error.strerror or error}"
+    text = " ".join(str(error).split())[:LONGEST]
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
         return "not enough memory\nclose other programs, or use a smaller --tile"
-    name = f"{error.filename}: " if error.filename else ""
-    return f"{name}{error.strerror or error}"
+    if isinstance(error, NotImplementedError) and "MPS" in text:
+        return f"{text}\nset PYTORCH_ENABLE_MPS_FALLBACK=1, or use --device cpu"
+    return f"{type(error).__name__}: {text}\nthis should not happen; --debug shows where it did"

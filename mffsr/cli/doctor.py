@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import typer
 
 from mffsr import __version__
+from mffsr.cli import options as opt
 from mffsr.cli.console import Console, exit_codes
 from mffsr.errors import MffsrError
 
@@ -25,7 +26,7 @@ class Finding(NamedTuple):
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Look at device, precision, weights, codecs and memory; say how to mend each fault."""
     console = Console(as_json=as_json)
@@ -98,10 +99,12 @@ def _codecs() -> list[Finding]:
     webp = bool(features.check("webp"))
     raw = importlib.util.find_spec("rawpy") is not None
     heif = importlib.util.find_spec("pillow_heif") is not None
+    dask = importlib.util.find_spec("distributed") is not None
     return [
         Finding(
             "WebP", webp, "yes" if webp else "no", "" if webp else "pip install --force-reinstall pillow"
         ),
         Finding("camera RAW", raw, "yes" if raw else "no", "" if raw else "pip install rawpy"),
         Finding("HEIC", True, "yes" if heif else "no (optional: pip install 'mffsr[heic]')"),
+        Finding("workers", True, "yes" if dask else "no (optional: pip install 'mffsr[cluster]')"),
     ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from mffsr.cli import options as opt
 from mffsr.cli.console import Console, exit_codes
 from mffsr.cli.evaluate_tables import to_csv, to_latex, to_text
 from mffsr.cli.fuse import expand, parse_memory, parse_tile
@@ -117,9 +118,7 @@ def evaluate(
         typer.Option(help="paper: OpenCV's bicubic, not antialiased; the default with --pairs."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic brackets.")] = 0,
-    weights: Annotated[
-        str, typer.Option(help="Name of a bundled set, a weight file or a folder of them.")
-    ] = "photo",
+    weights: opt.Weights = "photo",
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also in two steps (Table III), and each source alone.")
     ] = False,
@@ -134,16 +133,16 @@ def evaluate(
     jobs: Annotated[
         int, typer.Option("-j", "--jobs", min=0, help="Processes that measure; 0 = one for each core.")
     ] = 0,
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels.")] = "auto",
-    max_memory: Annotated[str, typer.Option(help="Most memory to use, such as 4G.  [what is free]")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    device: opt.Device = "auto",
+    precision: opt.Precision = "auto",
+    tile: opt.Tile = "auto",
+    max_memory: opt.MaxMemory = "",
+    as_json: opt.Json = False,
     csv: Annotated[Path | None, typer.Option(help="Also write every number to a CSV file.")] = None,
     latex: Annotated[Path | None, typer.Option(help="Also write the tables as LaTeX.")] = None,
     force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite --csv and --latex.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No messages, only errors.")] = False,
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Measure fused photos: the paper's metrics and tables; PSNR, SSIM and the focus map with a truth."""
     console = Console(quiet=quiet, as_json=as_json)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mffsr.cli import options as opt
 from mffsr.cli.console import Console, exit_codes
 from mffsr.cli.fuse_job import (
     Depth,
@@ -19,7 +20,6 @@ from mffsr.cli.fuse_job import (
     Motion,
     OnBadFrame,
     OnExists,
-    Prefer,
     aligned_name,
     check_aligned,
     check_focus_map,
@@ -33,6 +33,7 @@ from mffsr.cli.fuse_job import (
 )
 from mffsr.cli.fuse_plan import describe_registration
 from mffsr.cli.fuse_plan import dry_run as plan_only
+from mffsr.cli.reports import Report, check_report, command_line, making_of
 
 if TYPE_CHECKING:
     from mffsr.device import Runtime
@@ -70,56 +71,54 @@ def fuse(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="Where to write; the extension gives the format.  [FIRST-fused-xS]"
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Where to write: .jpg, .png, .tif or .webp.  [beside the first photo]",
         ),
     ] = None,
-    scale: Annotated[
-        int, typer.Option("-s", "--scale", min=1, max=4, help="Enlargement; 1 = fusion alone.")
-    ] = 2,
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    weights: Annotated[
-        str, typer.Option(help="Name of a bundled set, a weight file or a folder of them.")
-    ] = "photo",
-    tile: Annotated[str, typer.Option(help="auto, or the side of a tile in pixels.")] = "auto",
-    max_memory: Annotated[str, typer.Option(help="Most memory to use, such as 4G.  [what is free]")] = "",
-    align: Annotated[bool, typer.Option("--align/--no-align", help="Register the photos first.")] = True,
-    model: Annotated[
-        Motion, typer.Option(help="How frames may move: similarity = shift, rotation and scale.")
-    ] = Motion.similarity,
-    crop: Annotated[
-        bool, typer.Option("--crop/--no-crop", help="Cut to the field that all photos show.")
-    ] = True,
-    on_bad_frame: Annotated[
-        OnBadFrame, typer.Option(help="A photo that does not belong: fail, or drop it with a warning.")
-    ] = OnBadFrame.fail,
-    prefer: Annotated[
-        Prefer | None,
-        typer.Option(help="Where photos tie, take the one focused nearer or farther.  [the clearer]"),
-    ] = None,
+    scale: opt.Scale = 2,
+    device: opt.Device = "auto",
+    precision: opt.Precision = "auto",
+    weights: opt.Weights = "photo",
+    tile: opt.Tile = "auto",
+    max_memory: opt.MaxMemory = "",
+    align: opt.Align = True,
+    model: opt.Model = Motion.similarity,
+    crop: opt.Crop = True,
+    on_bad_frame: opt.OnBadFrame = OnBadFrame.fail,
+    prefer: opt.Prefer = None,
     save_aligned: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write the registered photos into this folder.")
+        Path | None, typer.Option(metavar="DIR", help="Also write the registered photos, as PNG or TIFF.")
     ] = None,
-    depth: Annotated[Depth, typer.Option(help="Bits per channel; auto = as the photos.")] = Depth.auto,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEG and WebP.")] = 95,
+    depth: opt.Depth = Depth.auto,
+    quality: opt.Quality = 95,
     focus_map: Annotated[
-        Path | None, typer.Option(help="Also write which photo each pixel comes from (PNG, and a preview).")
+        Path | None,
+        typer.Option(
+            metavar="FILE.png", help="Also write which photo each pixel comes from (PNG, and a preview)."
+        ),
     ] = None,
-    on_exists: Annotated[OnExists, typer.Option(help="What to do where the output exists.")] = OnExists.error,
-    force: Annotated[bool, typer.Option("-f", "--force", help="Same as --on-exists overwrite.")] = False,
+    report: opt.Report = None,
+    on_exists: opt.OnExists = OnExists.error,
+    force: opt.Force = False,
     dry_run: Annotated[
-        bool, typer.Option("-n", "--dry-run", help="Say what would be done, and stop.")
+        bool,
+        typer.Option(
+            "-n", "--dry-run", help="Register, tell how the photos lie and what fusing takes, and stop."
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No messages, only errors.")] = False,
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Fuse a bracket of photos into one all-in-focus photo and enlarge it."""
     console = Console(quiet=quiet, as_json=as_json)
     with exit_codes(console, debug=debug):
         started = time.perf_counter()
         paths = expand(photos)
-        job = prepare(paths, output, scale, depth, OnExists.overwrite if force else on_exists, console)
+        existing = OnExists.overwrite if force else on_exists
+        job = prepare(paths, output, scale, depth, existing, console)
         job = replace(
             job,
             framing=Framing(
@@ -134,6 +133,9 @@ def fuse(
             check_aligned(job, align)
         if focus_map is not None:
             check_focus_map(focus_map, paths, job)
+        if report is not None:
+            maps = [] if focus_map is None else [focus_map, preview_name(focus_map)]
+            report = check_report(report, job, maps, existing)
         tile_size = parse_tile(tile)
         memory = parse_memory(max_memory)
         width, height = job.size
@@ -152,11 +154,18 @@ def fuse(
             plan_only(job, network, runtime, tile_size, align, console)
             return
         provenance = {"Weights": " ".join(f"{p.path.name}:{p.sha256[:16]}" for p in parts)}
-        fusion = run_job(job, network, runtime, tile_size, align, provenance, console)
+        page = None
+        if report is not None:
+            page = Report(report, scale, making_of(command_line(), runtime, parts), overwrite=job.overwrite)
+        fusion = run_job(job, network, runtime, tile_size, align, provenance, console, report=page)
         write_result(job, fusion, quality, focus_map, console)
         seconds = time.perf_counter() - started
+        told = describe(job, fusion, runtime, seconds, console)
+        reported = page is None or page.write(told, console)
         console.message(f"done in {seconds:.1f} s")
-        console.result(str(job.output), describe(job, fusion, runtime, seconds, console))
+        console.result(str(job.output), told)
+        if not reported:
+            raise typer.Exit(1)
 
 
 def run_job(
@@ -168,8 +177,12 @@ def run_job(
     provenance: dict[str, str],
     console: Console,
     read: Callable[..., Photo] | None = None,
+    report: Report | None = None,
 ) -> Fusion:
-    """Read and fuse the bracket of a job; `read` replaces `read_photo` where photos are read ahead."""
+    """Read and fuse the bracket of a job; `read` replaces `read_photo` where photos are read ahead.
+
+    `report` takes its pictures meanwhile.
+    """
     from mffsr.fuse import Events, fuse_bracket
     from mffsr.photo import read_photo, write_photo
 
@@ -194,6 +207,7 @@ def run_job(
             crop=framing.crop,
             prefer=framing.prefer,
             save_aligned=save if framing.save_aligned is not None else None,
+            inspect=report.inspect if report is not None else None,
             depth=job.depth,
             scratch=[job.output.parent],
             provenance=provenance,
@@ -231,6 +245,7 @@ def describe(job: Job, fusion: Fusion, runtime: Runtime, seconds: float, console
         frames.append(frame)
     width, height = fusion.photo.size
     return {
+        "input": {"width": job.size[0], "height": job.size[1], "depth": job.source_depth},
         "output": str(job.output),
         "width": width,
         "height": height,
@@ -240,6 +255,7 @@ def describe(job: Job, fusion: Fusion, runtime: Runtime, seconds: float, console
         "undecided": round(fusion.undecided, 6),
         "device": str(runtime.device),
         "precision": runtime.precision,
+        "focus_tiles": {"run": fusion.focus_tiles[0], "all": fusion.focus_tiles[1]},
         "source_tiles": {"run": fusion.rendered.sources_run, "all": fusion.rendered.sources_all},
         "seconds": {**{k: round(v, 3) for k, v in fusion.seconds.items()}, "total": round(seconds, 3)},
         "warnings": console.warnings,

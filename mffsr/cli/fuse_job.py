@@ -35,6 +35,7 @@ __all__ = [
     "check_focus_map",
     "default_output",
     "expand",
+    "free_name",
     "natural",
     "parse_memory",
     "parse_tile",
@@ -161,7 +162,7 @@ def prepare(
     paths: list[Path], output: Path | None, scale: int, depth: Depth, on_exists: OnExists, console: Console
 ) -> Job:
     """Check everything that can be known from headers and folders; read no pixels, compute nothing."""
-    from mffsr.photo import check_target, read_header, supported_depth
+    from mffsr.photo import check_pixels, check_target, read_header, supported_depth
 
     if len(paths) < 2:
         raise UsageError(f"{len(paths)} photo given, expected at least 2: a bracket of one scene")
@@ -172,6 +173,7 @@ def prepare(
                 raise UsageError(f"{path}: given twice")
     first = headers[0]
     for path, header in zip(paths, headers, strict=True):
+        check_pixels(header, path)
         if (header.width, header.height) != (first.width, first.height):
             raise BracketError(
                 f"{path}: {header.width}×{header.height}, but {paths[0]} is {first.width}×{first.height}\n"
@@ -186,7 +188,7 @@ def prepare(
                 f"{target}: is one of the inputs, which are never overwritten\nchoose another -o"
             )
     if os.path.lexists(target) and on_exists is OnExists.rename:
-        target = _free_name(target)
+        target = free_name(target)
     if os.path.lexists(target) and on_exists is OnExists.skip:
         console.message(f"{target}: exists, skipped")
         console.result(str(target), {"output": str(target), "skipped": True})
@@ -227,7 +229,8 @@ def default_output(first: Path, scale: int, depth: int) -> Path:
     return first.with_name(f"{first.stem}-fused-x{scale}{suffix}")
 
 
-def _free_name(target: Path) -> Path:
+def free_name(target: Path) -> Path:
+    """Return the first name with a number that nothing has."""
     number = 2
     while True:
         candidate = target.with_name(f"{target.stem}-{number}{target.suffix}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from mffsr.cli.console import Console
@@ -79,9 +78,11 @@ def describe_registration(found: Registration) -> dict[str, Any]:
         "shift": [round(v, 3) for v in found.shift],
         "rotation": round(found.rotation, 4),
         "scale": round(found.scale, 6),
+        "exposure": round(found.exposure, 4),
         "gain": [round(v, 4) for v in found.gain],
         "ecc": round(found.ecc, 4),
         "residual": round(found.residual, 3),
+        "reference": found.index == found.reference,
     }
 
 
@@ -93,7 +94,7 @@ def _frame(
         frame["dropped"] = dropped[index]
     for found in registrations:
         if found.index == index:
-            frame |= describe_registration(found) | {"reference": found.index == found.reference}
+            frame |= describe_registration(found)
     return frame
 
 
@@ -104,10 +105,9 @@ def _table(job: Job, registrations: Sequence[Registration], dropped: dict[int, s
         if (found := placed.get(index)) is None:
             lines.append(f"{index + 1:>5}    left out: {dropped.get(index, '')}  {path}")
             continue
-        exposure = math.log2(sum(found.gain) / len(found.gain))
         lines.append(
             f"{index + 1:>5}   {found.shift[0]:+8.2f} {found.shift[1]:+8.2f} {found.rotation:+8.3f}° "
-            f"{found.scale:7.4f} {exposure:+6.2f} EV {found.ecc:6.3f} {found.residual:4.1f} px  {path}"
+            f"{found.scale:7.4f} {found.exposure:+6.2f} EV {found.ecc:6.3f} {found.residual:4.1f} px  {path}"
             + ("  (reference)" if found.index == found.reference else "")
         )
     return lines

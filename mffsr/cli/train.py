@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mffsr.cli import options as opt
 from mffsr.cli.console import Console, Terminated, exit_codes
 from mffsr.errors import TrainingError, UsageError
 
@@ -86,7 +87,7 @@ def train(
     attention: Annotated[Attention, typer.Option(help="Table IV: FAPN's attention.")] = Attention.sam_cam,
     sdfc: Annotated[bool, typer.Option(help="Table II: shallow and deep feature combination.")] = True,
     geb: Annotated[bool, typer.Option(help="Table II: gradient embedding.")] = True,
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
+    device: opt.Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     compiled: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile.  [on CUDA]")
@@ -94,8 +95,8 @@ def train(
     preview: Annotated[
         int, typer.Option(min=0, help="Write N synthetic brackets as a contact sheet, and stop.")
     ] = 0,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No messages, only errors.")] = False,
-    debug: Annotated[bool, typer.Option(hidden=True)] = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Train the paper's stages: FAPN, then SRN, then SRN and D2 jointly."""
     console = Console(quiet=quiet)

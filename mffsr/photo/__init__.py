@@ -1,8 +1,8 @@
 """Files ↔ pixels: nothing of torch."""
 
-from ._atomic import atomic_output
+from ._atomic import atomic_output, resolve_target
 from ._decoded import Header, Pixels
-from .images import MAX_PIXELS, Photo, read_header, read_photo, with_depth
+from .images import MAX_PIXELS, Photo, check_pixels, read_header, read_photo, with_depth
 from .metadata import XMP_NAMESPACE, OutputMetadata, output_metadata
 from .write import OUTPUT_EXTENSIONS, check_target, supported_depth, write_photo
 
@@ -15,10 +15,12 @@ __all__ = [
     "Photo",
     "Pixels",
     "atomic_output",
+    "check_pixels",
     "check_target",
     "output_metadata",
     "read_header",
     "read_photo",
+    "resolve_target",
     "supported_depth",
     "with_depth",
     "write_photo",

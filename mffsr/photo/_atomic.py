@@ -17,6 +17,7 @@ from mffsr.errors import PhotoError
 
 __all__ = ["atomic_output", "resolve_target"]
 
+_EXISTS = "{}: exists already\nchoose another name, or replace it: -f, in Python overwrite=True"
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EMLINK}
 
 
@@ -42,7 +43,9 @@ def resolve_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
             kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
             raise PhotoError(f"{path}: cannot be written: it is {kind}; name a file")
         if mode is not None and not overwrite:
-            raise PhotoError(f"{path}: exists already; choose another name or allow overwriting")
+            raise PhotoError(_EXISTS.format(path))
+        if mode is not None:
+            _refuse_immutable(target)
         folder = target.parent
         if not stat.S_ISDIR(os.stat(folder).st_mode):
             raise PhotoError(f"{path}: cannot be written: {folder} is not a folder")
@@ -55,6 +58,18 @@ def resolve_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
     except ValueError as fault:  # a NUL character in the name
         raise PhotoError(f"{path!r}: cannot be written: {fault}") from fault
     return target
+
+
+def _refuse_immutable(target: Path) -> None:
+    """Raise OSError for a file that may not be replaced, such as one with the attribute "immutable".
+
+    Missing permission to write into the file itself (EACCES) does not matter: it is replaced.
+    """
+    try:
+        os.close(os.open(target, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0)))
+    except OSError as fault:
+        if fault.errno == errno.EPERM:
+            raise
 
 
 @contextlib.contextmanager
@@ -78,7 +93,7 @@ def atomic_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
         _publish(temporary, target, overwrite=overwrite)
         _sync_folder(target.parent)
     except FileExistsError:
-        raise PhotoError(f"{path}: exists already; choose another name or allow overwriting") from None
+        raise PhotoError(_EXISTS.format(path)) from None
     except OSError as fault:
         raise PhotoError(f"{path}: cannot be written: {_reason(fault)}") from fault
     finally:

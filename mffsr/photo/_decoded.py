@@ -70,6 +70,7 @@ class Decoded:
     icc: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
+    iptc: bytes | None = None
     dpi: tuple[float, float] | None = None
     orientation: int | None = None  # EXIF numbering; None: take it from the metadata
 

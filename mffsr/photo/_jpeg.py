@@ -15,11 +15,13 @@ import numpy as np
 
 from ._decoded import Pixels
 
-__all__ = ["EXIF_NAME", "LARGEST_SEGMENT", "XMP_NAME", "encode"]
+__all__ = ["EXIF_NAME", "IPTC_HEAD", "LARGEST_SEGMENT", "XMP_NAME", "encode"]
 
 LARGEST_SEGMENT = 65_533  # bytes after the two of the length
 EXIF_NAME = b"Exif\0\0"
 XMP_NAME = b"http://ns.adobe.com/xap/1.0/\0"
+# Photoshop's image resources, of which one, without a name, is the IPTC-IIM records; then their length.
+IPTC_HEAD = b"Photoshop 3.0\0" + b"8BIM" + struct.pack(">H", 0x0404) + bytes(2)
 _ICC_NAME = b"ICC_PROFILE\0"
 _JFIF_END = 20  # SOI, then the JFIF segment
 
@@ -32,11 +34,12 @@ def encode(
     icc: bytes | None,
     exif: bytes | None,
     xmp: bytes | None,
+    iptc: bytes | None,
     dpi: tuple[float, float] | None,
 ) -> None:
     """Write H×W or H×W×3 uint8 pixels as baseline JPEG without chroma subsampling.
 
-    `quality` is 1..100. `exif` and `xmp` must fit into one segment each; a profile may take several.
+    `quality` is 1..100. `exif`, `xmp` and `iptc` must fit into one segment each; a profile may take several.
     """
     jpeg = imagecodecs.jpeg8_encode(
         np.ascontiguousarray(pixels), level=quality, subsampling="444", optimize=True
@@ -52,6 +55,8 @@ def encode(
         stream.write(_segment(0xE1, EXIF_NAME + exif))
     if xmp:
         stream.write(_segment(0xE1, XMP_NAME + xmp))
+    if iptc:
+        stream.write(_segment(0xED, IPTC_HEAD + struct.pack(">I", len(iptc)) + iptc + bytes(len(iptc) % 2)))
     room = LARGEST_SEGMENT - len(_ICC_NAME) - 2
     parts = [icc[start : start + room] for start in range(0, len(icc), room)] if icc else []
     for number, part in enumerate(parts, 1):

@@ -155,6 +155,7 @@ def decode(stream: BinaryIO, form: str, warn: Warn) -> Decoded:
         icc=icc,
         exif=info.get("exif"),
         xmp=info.get("xmp"),
+        iptc=_iptc(info.get("photoshop")),
         dpi=_density(info.get("dpi") if info.get("jfif_unit") in (1, 2) else None),
         orientation=1 if orientation is not None else None,  # libheif has turned the picture already
     )
@@ -178,6 +179,12 @@ def _tell_of_losses(stream: BinaryIO, warn: Warn) -> None:
     at = head.find(b"colrnclx")  # ISO/IEC 14496-12, 12.1.5; 1: BT.709, 2: unspecified
     if at >= 0 and int.from_bytes(head[at + 8 : at + 10], "big") not in (1, 2) and b"colrprof" not in head:
         warn("its colours are not those of sRGB, yet it has no ICC profile; they will look duller")
+
+
+def _iptc(resources: object) -> bytes | None:
+    """The IPTC records among Photoshop's image resources of a JPEG."""
+    found = resources.get(0x0404) if isinstance(resources, dict) else None
+    return found if isinstance(found, bytes) else None
 
 
 def _density(dpi: object) -> tuple[float, float] | None:

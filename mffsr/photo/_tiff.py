@@ -21,7 +21,7 @@ from ._ifd import Exif, IfdError, TiffReader, UnknownTypeError, Value, append_to
 __all__ = ["check_segments", "decode", "descriptive", "encode", "header"]
 
 _BIG = 3_800_000_000  # bytes of pixels from which classic TIFF's 32-bit offsets may not suffice
-_ICC, _XMP = 34675, 700
+_ICC, _XMP, _IPTC = 34675, 700, 33723
 _STRIPS, _TILES = (273, 279), (324, 325)  # tags of offsets and byte counts
 
 # Fields that describe the pixels of the file itself and must not travel into another file:
@@ -170,6 +170,7 @@ def decode(stream: BinaryIO, warn: Warn) -> Decoded:
         icc=icc,
         exif=exif,
         xmp=_field(reader, _XMP),
+        iptc=_field(reader, _IPTC),
         dpi=_resolution(reader),
         orientation=orientation(stream),
     )
@@ -217,6 +218,7 @@ def encode(
     icc: bytes | None,
     exif: Exif | None,
     xmp: bytes | None,
+    iptc: bytes | None,
     dpi: tuple[float, float] | None,
 ) -> None:
     """Write H×W or H×W×(2..4) pixels, uint8 or uint16, deflated with the horizontal predictor."""
@@ -240,5 +242,7 @@ def encode(
         extra.append((_ICC, Value(7, len(icc), icc)))
     if xmp:
         extra.append((_XMP, Value(1, len(xmp), xmp)))
+    if iptc:
+        extra.append((_IPTC, Value(7, len(iptc), iptc)))
     exif.main = {tag: value for tag, value in exif.main.items() if descriptive(tag)}
     append_to_tiff(stream, exif, extra)

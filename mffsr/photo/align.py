@@ -86,6 +86,11 @@ class Registration:
     reference: int = 0  # the reference's
 
     @property
+    def exposure(self) -> float:
+        """How much brighter the frame is made to match the reference, EV."""
+        return math.log2(sum(self.gain) / len(self.gain))
+
+    @property
     def is_identity(self) -> bool:
         """Whether the frame needs no resampling."""
         return bool(np.array_equal(self.matrix, np.eye(3)))

@@ -29,6 +29,7 @@ __all__ = ["SUFFIXES", "Capture", "read_capture", "similarity", "thumbnail"]
 SUFFIXES = _sniff.RAW_SUFFIXES | frozenset(
     [".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".pnm", ".ppm", ".pgm", ".heic", ".heif", ".avif"]
 )
+_OLYMPUS = (b"OLYMPUS\0", b"OM SYSTEM\0\0\0")  # then byte order and version, then the first directory
 SIDE = 32  # of a thumbnail, pixels: a blur of 1 % of the photo's width is a third of one
 
 
@@ -106,22 +107,45 @@ def _time(exif: Exif) -> float | None:
 def _focus_sequence(exif: Exif) -> int | None:
     """The shot's number in an in-camera focus bracket, where the maker's note says so plainly, or None.
 
-    Panasonic: BurstMode (0x2A) 3, or a step in FocusBracket (0xBD), and SequenceNumber (0x2B). Other makers
-    encrypt these fields or keep no number of the shot.
+    Panasonic: BurstMode (0x2A) 3, or a step in FocusBracket (0xBD), and SequenceNumber (0x2B).
+    Olympus, OM System: DriveMode (0x600) of the CameraSettings (0x2020): mode, number of the shot, kinds of
+    bracket as bits. Other makers encrypt these fields, do not tell a focus bracket from others (Fujifilm), or
+    keep no number of the shot (Canon). After the ExifTool tag tables.
     """
-    note = exif.exif.get(0x927C)
-    if note is None or not note.data.startswith(b"Panasonic\0"):
+    if (value := exif.exif.get(0x927C)) is None:
         return None
-    found: dict[int, int] = {}
+    note = value.data
+    if note.startswith(b"Panasonic\0"):
+        found = _integers(note, 12, exif.order)
+        bracketed = found.get(0x2A) == (3,) or any(found.get(0xBD, ()))
+        return (found.get(0x2B, (0,))[0] or None) if bracketed else None
+    for head in _OLYMPUS:
+        if note.startswith(head):
+            order = ">" if note[len(head) :].startswith(b"MM") else "<"
+            (at, *_) = _integers(note, len(head) + 4, order).get(0x2020, (0,))
+            drive = _integers(note, at, order).get(0x600, ()) if at else ()
+            focus = len(drive) >= 3 and drive[0] == 5 and drive[2] >> 6 & 1
+            return (drive[1] or None) if focus else None
+    return None
+
+
+def _integers(note: bytes, start: int, order: str) -> dict[int, tuple[int, ...]]:
+    """The fields of 1 to 64 whole numbers of a directory in a maker's note; offsets count from its start."""
+    found: dict[int, tuple[int, ...]] = {}
     with contextlib.suppress(struct.error):
-        (count,) = struct.unpack_from(exif.order + "H", note.data, 12)
-        for index in range(min(count, 500)):
-            tag, kind, _ = struct.unpack_from(exif.order + "HHI", note.data, 14 + 12 * index)
-            code = {3: "H", 4: "I", 8: "h", 9: "i"}.get(kind)
-            if code is not None:
-                (found[tag],) = struct.unpack_from(exif.order + code, note.data, 22 + 12 * index)
-    bracketed = found.get(0x2A) == 3 or found.get(0xBD, 0) != 0
-    return (found.get(0x2B) or None) if bracketed else None
+        (count,) = struct.unpack_from(order + "H", note, start)
+        for entry in range(start + 2, start + 2 + 12 * min(count, 500), 12):
+            tag, kind, number = struct.unpack_from(order + "HHI", note, entry)
+            code = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I"}.get(kind)
+            if code is None or not 0 < number <= 64:
+                continue
+            layout = f"{order}{number}{code}"
+            at = entry + 8
+            if struct.calcsize(layout) > 4:
+                (at,) = struct.unpack_from(order + "I", note, at)
+            with contextlib.suppress(struct.error):  # beyond the note: another field may be inside
+                found[tag] = struct.unpack_from(layout, note, at)
+    return found
 
 
 def thumbnail(path: Path) -> NDArray[np.float32] | None:

@@ -22,8 +22,9 @@ from mffsr.errors import PhotoError
 from . import _blocks, _png, _pnm, _sniff
 from ._decoded import Decoded, Header, Pixels, Warn, guarded, open_photo, split_alpha, to_8_bit
 
-__all__ = ["MAX_PIXELS", "Photo", "read_header", "read_photo", "with_depth"]
+__all__ = ["MAX_PIXELS", "Photo", "check_pixels", "read_header", "read_photo", "with_depth"]
 
+IPTC_START = b"\x1c"  # of every record
 MAX_PIXELS = 500_000_000  # 3 GB of 16-bit colour: more than any camera takes, less than a bomb needs
 
 
@@ -40,6 +41,7 @@ class Photo:
     icc     profile of the pixels' colour space; None means sRGB
     exif    TIFF-structured block without the "Exif\\0\\0" prefix, orientation 1
     xmp     XMP packet
+    iptc    IPTC-IIM records
     dpi     dots per inch, across and down
     path, format  where it was read from and as what
 
@@ -54,6 +56,7 @@ class Photo:
     dpi: tuple[float, float] | None = None
     path: Path | None = None
     format: str | None = None
+    iptc: bytes | None = None
 
     def __post_init__(self) -> None:
         pixels, alpha = self.pixels, self.alpha
@@ -122,15 +125,20 @@ def read_photo(
         with guarded(path):
             form = _sniff.sniff(stream, path)
             header = _header(stream, path, form)
-        pixels = header.width * header.height
-        if pixels > max_pixels:
-            raise PhotoError(
-                f"{path}: has {header.width}×{header.height} = {pixels / 1e6:.0f} million pixels; "
-                f"the limit is {max_pixels / 1e6:.0f} million"
-            )
+        check_pixels(header, path, max_pixels)
         with guarded(path):
             decoded = _decode(stream, path, form, tell)
             return _finish(decoded, path, form, tell)
+
+
+def check_pixels(header: Header, path: Path, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise `PhotoError` for more than `max_pixels` pixels."""
+    pixels = header.width * header.height
+    if pixels > max_pixels:
+        raise PhotoError(
+            f"{path}: has {header.width}×{header.height} = {pixels / 1e6:.0f} million pixels; "
+            f"the limit is {max_pixels / 1e6:.0f} million"
+        )
 
 
 def _header(stream: BinaryIO, path: Path, form: str) -> Header:
@@ -226,4 +234,5 @@ def _finish(decoded: Decoded, path: Path, form: str, warn: Warn) -> Photo:
         dpi=dpi,
         path=path,
         format=form,
+        iptc=decoded.iptc if decoded.iptc and decoded.iptc.startswith(IPTC_START) else None,
     )

@@ -28,6 +28,7 @@ OUTPUT_EXTENSIONS = tuple(_FORMATS)
 _LARGEST_SIDE = {"JPEG": 65_500, "WebP": 16_383, "PNG": 1_000_000}  # libjpeg, WebP's 14 bits, libpng
 _LARGEST_EXIF = _jpeg.LARGEST_SEGMENT - len(_jpeg.EXIF_NAME)
 _LARGEST_XMP = _jpeg.LARGEST_SEGMENT - len(_jpeg.XMP_NAME)
+_LARGEST_IPTC = _jpeg.LARGEST_SEGMENT - len(_jpeg.IPTC_HEAD) - 5  # its length, and a byte to make it even
 
 
 def _format(path: Path) -> str:
@@ -98,11 +99,15 @@ def write_photo(
         if form == "JPEG" and alpha is not None:
             tell("JPEG holds no transparency, which is left out; write PNG, TIFF or WebP to keep it")
             alpha = None
+        if form in ("PNG", "WebP") and photo.iptc is not None:
+            tell(f"{form} holds no IPTC data, which is left out; write JPEG or TIFF to keep it")
         joined = np.ascontiguousarray(join_alpha(pixels, alpha))
         match form:
             case "JPEG":
-                exif, xmp = _fit_jpeg(photo, tell)
-                _jpeg.encode(stream, joined, quality=quality, icc=icc, exif=exif, xmp=xmp, dpi=photo.dpi)
+                exif, xmp, iptc = _fit_jpeg(photo, tell)
+                _jpeg.encode(
+                    stream, joined, quality=quality, icc=icc, exif=exif, xmp=xmp, iptc=iptc, dpi=photo.dpi
+                )
             case "WebP":
                 from . import _pillow
 
@@ -119,6 +124,7 @@ def write_photo(
                     icc=icc,
                     exif=_parsed(photo.exif, tell),
                     xmp=photo.xmp,
+                    iptc=photo.iptc,
                     dpi=photo.dpi,
                 )
 
@@ -144,9 +150,9 @@ def _parsed(block: bytes | None, warn: Warn) -> Exif | None:
         return None
 
 
-def _fit_jpeg(photo: Photo, warn: Warn) -> tuple[bytes | None, bytes | None]:
-    """EXIF and XMP within the 64 KiB of a JPEG segment."""
-    exif, xmp = photo.exif, photo.xmp
+def _fit_jpeg(photo: Photo, warn: Warn) -> tuple[bytes | None, bytes | None, bytes | None]:
+    """EXIF, XMP and IPTC within the 64 KiB of a JPEG segment."""
+    exif, xmp, iptc = photo.exif, photo.xmp, photo.iptc
     if exif is not None and len(exif) > _LARGEST_EXIF:
         parsed = _parsed(exif, warn)
         exif = None
@@ -161,4 +167,7 @@ def _fit_jpeg(photo: Photo, warn: Warn) -> tuple[bytes | None, bytes | None]:
     if xmp is not None and len(xmp) > _LARGEST_XMP:
         warn("the XMP data is too large for a JPEG and left out")
         xmp = None
-    return exif, xmp
+    if iptc is not None and len(iptc) > _LARGEST_IPTC:
+        warn("the IPTC data is too large for a JPEG and left out")
+        iptc = None
+    return exif, xmp, iptc

@@ -1,0 +1,120 @@
+"""Worker processes of Dask: reach them or start them; what they use to talk to the client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from mffsr.errors import ClusterError
+
+__all__ = ["TIMED_OUT", "Stopped", "Teller", "cluster", "first_line", "ignore_interrupts", "stop", "threads"]
+
+REACH = 5.0  # s to reach a scheduler
+TIMED_OUT = (TimeoutError, asyncio.TimeoutError)  # one and the same since Python 3.11
+_stopped: set[str] = set()  # in a worker: the runs that were interrupted
+
+
+class Stopped(BaseException):
+    """In a worker: the run was interrupted."""
+
+
+class Teller:
+    """In a worker, while it does a task: tells the client how it goes."""
+
+    def __init__(self, run: str) -> None:
+        from distributed import get_worker
+
+        self._run, self._worker = run, get_worker()
+
+    def tell(self, kind: str, *values: str | int) -> None:
+        """Send something; raises Stopped where the client was interrupted."""
+        if self._run in _stopped:
+            raise Stopped
+        self._worker.log_event(self._run, [self._worker.address, kind, *values])
+
+
+def threads() -> int:
+    """In a worker, while it does a task: return how many threads it was given."""
+    from distributed import get_worker
+
+    return int(get_worker().state.nthreads)
+
+
+def stop(run: str) -> None:
+    """In a worker: have a run leave off."""
+    _stopped.add(run)
+
+
+def ignore_interrupts() -> None:
+    """In a worker process: leave Ctrl-C, which a terminal sends to all processes, to the client."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def cluster(address: str | None, workers: int = 1) -> Iterator[Any]:
+    """Yield a client of the scheduler at `address`, or of `workers` processes that are started here.
+
+    Raises ClusterError where `distributed` is not installed, or no scheduler answers within seconds.
+    """
+    try:
+        import distributed
+    except ImportError:
+        raise ClusterError(
+            "workers need the package distributed, which is not installed\npip install 'mffsr[cluster]'"
+        ) from None
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is told by `run_cluster`
+    with ExitStack() as stack:
+        if address is None:
+            yield _processes(workers, stack)
+            return
+        try:
+            client = stack.enter_context(distributed.Client(address, timeout=REACH, set_as_default=False))
+        except (OSError, ValueError, TypeError, ImportError, *TIMED_OUT) as fault:
+            raise ClusterError(
+                f"{address}: no Dask scheduler answers there ({first_line(fault)})\n"
+                "expected something like tcp://10.0.0.1:8786; dask scheduler starts one"
+            ) from None
+        yield client
+
+
+def _processes(workers: int, stack: ExitStack) -> Any:
+    """Start worker processes that end with `stack`; return their client."""
+    import dask
+    import distributed
+
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    each = int(given) if given.isdecimal() else max(1, _cores() // workers)
+    scratch = tempfile.TemporaryDirectory(prefix="mffsr-", ignore_cleanup_errors=True)
+    try:
+        stack.enter_context(dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}))
+        processes = distributed.LocalCluster(
+            n_workers=workers,
+            threads_per_worker=each,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,  # the engine keeps to a budget of its own
+            local_directory=stack.enter_context(scratch),
+            silence_logs=logging.CRITICAL,
+        )
+        client = distributed.Client(stack.enter_context(processes), set_as_default=False)
+        stack.enter_context(client)
+        client.wait_for_workers(workers)
+    except (OSError, RuntimeError, *TIMED_OUT) as fault:
+        raise ClusterError(f"worker processes cannot be started: {first_line(fault)}") from fault
+    return client
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def first_line(fault: BaseException) -> str:
+    """Return what to say of an error in one line."""
+    return next(iter(str(fault).splitlines()), "") or type(fault).__name__

@@ -1,0 +1,90 @@
+"""Options that several commands have, each declared once. Their defaults stand in the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from mffsr.cli import fuse_job
+
+__all__ = [
+    "Align",
+    "Crop",
+    "Debug",
+    "Depth",
+    "Device",
+    "Force",
+    "Json",
+    "MaxMemory",
+    "Model",
+    "OnBadFrame",
+    "OnExists",
+    "Precision",
+    "Prefer",
+    "Quality",
+    "Quiet",
+    "Report",
+    "Scale",
+    "Tile",
+    "Weights",
+]
+
+# What is fused, and how
+Scale: TypeAlias = Annotated[
+    int, typer.Option("-s", "--scale", min=1, max=4, metavar="1-4", help="Enlargement; 1 = fusion alone.")
+]
+Align: TypeAlias = Annotated[bool, typer.Option("--align/--no-align", help="Register the photos first.")]
+Model: TypeAlias = Annotated[
+    fuse_job.Motion, typer.Option(help="How frames may move: similarity = shift, rotation and scale.")
+]
+Crop: TypeAlias = Annotated[
+    bool,
+    typer.Option("--crop/--no-crop", help="Cut to the field that all photos show, or keep the reference's."),
+]
+OnBadFrame: TypeAlias = Annotated[
+    fuse_job.OnBadFrame,
+    typer.Option(help="A photo that does not belong: fail, or drop it with a warning."),
+]
+Prefer: TypeAlias = Annotated[
+    fuse_job.Prefer | None,
+    typer.Option(help="Where photos tie, take the one focused nearer or farther.  [the clearer]"),
+]
+
+# What computes
+Device: TypeAlias = Annotated[
+    str, typer.Option(metavar="NAME", help="auto (the fastest), cuda, cuda:N, mps or cpu.")
+]
+Precision: TypeAlias = Annotated[
+    str, typer.Option(metavar="NAME", help="auto (the fastest that is exact enough), fp32, bf16 or fp16.")
+]
+Weights: TypeAlias = Annotated[
+    str, typer.Option(metavar="NAME|PATH", help="Name of a bundled set, a weight file or a folder of them.")
+]
+Tile: TypeAlias = Annotated[
+    str, typer.Option(metavar="PIXELS", help="auto, or the side of a tile in pixels.")
+]
+MaxMemory: TypeAlias = Annotated[
+    str, typer.Option(metavar="SIZE", help="Most memory to use, such as 4G.  [what is free]")
+]
+
+# What is written
+Depth: TypeAlias = Annotated[fuse_job.Depth, typer.Option(help="Bits per channel; auto = as the photos.")]
+Quality: TypeAlias = Annotated[
+    int, typer.Option(min=1, max=100, metavar="1-100", help="Quality of JPEG and WebP.")
+]
+OnExists: TypeAlias = Annotated[fuse_job.OnExists, typer.Option(help="What to do where the output exists.")]
+Force: TypeAlias = Annotated[bool, typer.Option("-f", "--force", help="Same as --on-exists overwrite.")]
+
+Report: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PAGE.html", help="Also write a page to look at: before and after, focus map, figures."
+    ),
+]
+
+# What is said
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet: TypeAlias = Annotated[bool, typer.Option("-q", "--quiet", help="No messages, only errors.")]
+Debug: TypeAlias = Annotated[bool, typer.Option(hidden=True)]
