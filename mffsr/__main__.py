@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import sys
 
-from mffsr.allocator import keep_freed_memory
-
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line; Ctrl-C while it is still being loaded ends it as cleanly as later."""
     _open_closed_streams()
-    keep_freed_memory()
     try:
+        from mffsr.allocator import keep_freed_memory
+
+        keep_freed_memory()
         from mffsr.cli.app import main as run
 
         run()

@@ -194,9 +194,9 @@ def load_model(scale: int, weights: str = "photo") -> tuple[JointModel, list[Che
     if scale not in (1, 2, 3, 4):
         raise UsageError(f"scale is {scale}, expected 1, 2, 3 or 4")
     fapn_path, fn_path = find(weights, scale)
-    parts = [load(fapn_path, kind="fapn")]
-    if fn_path is not None:
-        parts.append(load(fn_path, kind="fn", scale=scale))
+    # The FN first: it is the one whose scale may be wrong.
+    parts = [load(fn_path, kind="fn", scale=scale)] if fn_path is not None else []
+    parts.insert(0, load(fapn_path, kind="fapn"))
     return assemble(*(part.network for part in parts)), parts
 
 

@@ -4,8 +4,9 @@
 
 A flat wall or a large blur disc is wider than the network's reach on a large photograph, but not on a small
 copy of it. The coarse levels therefore decide wherever they are sure; the fine ones run only on tiles where
-the coarse ones are not, or where a boundary passes. What a level says of a pixel does not depend on the
-tiles, so the result does not either.
+the coarse ones are not, or where a boundary passes, and where one photo has more detail than the other: the
+network always decides, in a dark background by its noise. What a level says of a pixel does not depend on
+the tiles, so the result does not either.
 """
 
 from __future__ import annotations
@@ -26,14 +27,30 @@ from mffsr.model import FocusMaps, JointModel
 from mffsr.photo import Pixels
 from mffsr.tiles import Tile, tiles
 
-__all__ = ["TIE", "Comparison", "compare", "levels", "to_tensor"]
+__all__ = [
+    "TIE",
+    "UNDECIDED",
+    "Comparison",
+    "Detail",
+    "compare",
+    "contrast",
+    "detail",
+    "detail_window",
+    "levels",
+    "to_tensor",
+]
 
 Margin = NDArray[np.int16]
+Detail = NDArray[np.float16]
 
 TIE = 26  # margins (of 255) below this are a tie
 CLEAR = 128  # margins from here on settle a pixel, if …
 NEAR = 8  # … all those within so many pixels, of the coarse level, say the same
 SMALLEST_SIDE = 384  # pixels: a level's shorter side, at least
+UNDECIDED = 0.15  # contrasts of detail below this are within what noise does
+DETAIL_WINDOW = 0.015  # of the shorter side, at least …
+LEAST_WINDOW = 15  # … so many pixels: over which detail is averaged
+FLOOR = 1.0  # levels of 255: less detail than this is none
 
 
 class Comparison(NamedTuple):
@@ -64,37 +81,48 @@ def compare(
     runtime: Runtime,
     *,
     tile: int,
+    where: NDArray[np.bool_] | None = None,
     adaptive: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
     """Compare two photographs H×W×C of one size.
 
-    `tile` is the side of a tile's core in pixels; it changes memory and time, not the result. Without
-    `adaptive` every level runs everywhere, and a coarse one counts only where the finer ones see a tie.
+    `tile` is the side of a tile's core in pixels; it changes memory and time, not the result. Pixels not in
+    `where` (H×W) need no decision; their margin means nothing. Without
+    `adaptive` every level runs everywhere, and a coarse one counts only where the finer ones see a tie, or no
+    detail.
     `progress` is given the tiles of the finest level that are done, and all of them.
     """
     top = levels(*photo1.shape[:2])
     config = model.fapn.config
     margin: Margin = np.zeros((1, 1), np.int16)
+    shown = np.zeros((1, 1), np.bool_)
     run, plan = 0, list[Tile]()
     for level in range(top, -1, -1):
         pair = (_reduced(photo1, level), _reduced(photo2, level))
         size = (pair[0].shape[0], pair[0].shape[1])
-        settled = np.zeros(size, np.bool_)
-        if adaptive and level < top:
-            clear = _settled(margin).astype(np.uint8)
-            settled = cv2.resize(clear, size[::-1], interpolation=cv2.INTER_NEAREST) > 0
+        doubt = np.ones(size, np.bool_)
+        if level < top:
+            settled = _settled(margin, shown) if adaptive else np.zeros_like(margin, np.bool_)
+            doubt = cv2.resize(settled.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST) == 0
         margin = np.asarray(cv2.resize(margin, size[::-1], interpolation=cv2.INTER_LINEAR), np.int16)
+        if top:
+            shown = contrast(*(detail(photo) for photo in pair)) >= UNDECIDED
+        if level < top:
+            near = np.ones((detail_window(*size),) * 2, np.uint8)
+            doubt &= cv2.dilate(shown.astype(np.uint8), near) > 0
+        if where is not None:
+            doubt &= _halved(where, size) if level else where
         plan = list(tiles(*size, tile, config.reach, grid=config.sam_window))
         run = 0
         for done, part in enumerate(plan, 1):
-            if not settled[part.core].all():
+            if doubt[part.core].any() or not (adaptive or where is not None):
                 run += 1
                 image1, image2 = (to_tensor(photo[part.outer], runtime) for photo in pair)
                 with torch.inference_mode(), runtime.autocast():
                     found = _read(model.focus(image1, image2), part.inner)
                 if level < top:
-                    found = np.where(settled[part.core] | (np.abs(found) < TIE), margin[part.core], found)
+                    found = np.where(doubt[part.core] & (np.abs(found) >= TIE), found, margin[part.core])
                 margin[part.core] = found
             if level == 0:
                 progress(done, len(plan))
@@ -117,11 +145,49 @@ def _reduced(photo: Frame, level: int) -> Frame:
     return out
 
 
-def _settled(margin: Margin) -> NDArray[np.bool_]:
+def _halved(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return a mask at a coarser level's size: all pixels that stand for any of the mask's."""
+    small = cv2.resize(mask.astype(np.uint8) * 255, size[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.dilate(small, np.ones((3, 3), np.uint8)) > 0)
+
+
+def _settled(margin: Margin, shown: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return where a level is sure: its margin is clear, and so are all around it, with the same winner."""
     window = np.ones((2 * NEAR + 1,) * 2, np.uint8)
-    settled: NDArray[np.bool_] = (cv2.erode(margin, window) >= CLEAR) | (cv2.dilate(margin, window) <= -CLEAR)
+    clear = np.where(shown, margin, 0).astype(np.int16)
+    settled: NDArray[np.bool_] = (cv2.erode(clear, window) >= CLEAR) | (cv2.dilate(clear, window) <= -CLEAR)
     return settled
+
+
+def detail(photo: Frame) -> Detail:
+    """Return how much detail a photo H×W×C has around each pixel, H×W, in 8-bit levels.
+
+    The mean over a window of the Laplacian's magnitude, after a slight blur: noise differs between frames
+    that were resampled differently.
+    """
+    height, width, channels = photo.shape
+    window = detail_window(height, width)
+    margin = window // 2 + 6
+    unit = 257 if photo.dtype == np.uint16 else 1
+    out = np.empty((height, width), np.float16)
+    for rows in row_blocks(photo.shape, 4 * channels):
+        outer = slice(max(0, rows.start - margin), min(height, rows.stop + margin))
+        gray = photo[outer, slice(None)].mean(2, dtype=np.float32) / unit
+        edges = np.abs(cv2.Laplacian(cv2.GaussianBlur(gray, (0, 0), 1.2), cv2.CV_32F))
+        inner = slice(rows.start - outer.start, rows.stop - outer.start)
+        out[rows] = cv2.blur(edges, (window, window))[inner]
+    return out
+
+
+def contrast(first: Detail, second: Detail) -> NDArray[np.float16]:
+    """Return how much more detail one has than the other, |d1 − d2| / (d1 + d2), 0 (as much) … 1."""
+    found: NDArray[np.float16] = np.abs(first - second) / (first + second + np.float16(FLOOR))
+    return found
+
+
+def detail_window(height: int, width: int) -> int:
+    """Return the side, in pixels, of the window over which detail is averaged."""
+    return max(LEAST_WINDOW, round(min(height, width) * DETAIL_WINDOW)) | 1
 
 
 def _read(maps: FocusMaps, inner: tuple[slice, slice]) -> Margin:

@@ -24,12 +24,13 @@ from mffsr.checkpoint import load_model
 from mffsr.device import Runtime, choose
 from mffsr.errors import DeviceError, UsageError
 from mffsr.events import Events
-from mffsr.focus_map import FocusMap, Labels, decide_focus, fill_holes, settle_undecided
+from mffsr.focus_map import FocusMap, Labels, decide_focus
 from mffsr.frames import Frame, FrameStore
 from mffsr.model import JointModel
 from mffsr.photo import Photo, output_metadata, with_depth
 from mffsr.photo.align import Registration
 from mffsr.plan import LARGEST_TILE, SMALLEST_TILE, Plan, plan_tiles
+from mffsr.regions import fill_holes, settle_undecided
 from mffsr.render import Rendered, enlarge_plane, render
 from mffsr.stack import (
     Source,
@@ -46,6 +47,8 @@ __all__ = ["Events", "Fusion", "Plan", "Source", "as_photo", "fuse", "fuse_brack
 
 T = TypeVar("T")
 
+# What PyTorch's CPU allocator, its graphics back ends and oneDNN say.
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "could not create a memory", "create a primitive")
 TOLD = 0.005  # share of the picture that is sharp in no photo from which the user is told
 
 
@@ -165,7 +168,7 @@ def fuse_bracket(
         labels, undecided = focus.labels, 0.0
         if fill:
             if prefer is None:
-                labels, undecided = settle_undecided(labels, focus.contrast)
+                labels, undecided = settle_undecided(labels, focus.contrast, focus.sharpest)
             labels = fill_holes(labels)
             if not crop and registrations is not None:
                 labels = _keep_to_fields(stack, registrations, labels, focus.labels)
@@ -285,7 +288,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    return "can't allocate memory" in text or "out of memory" in text or "could not create a memory" in text
+    return any(words in text for words in OUT_OF_MEMORY)
 
 
 def _finish(

@@ -12,7 +12,7 @@ LAYERS = [
     {"allocator", "errors", "text"},
     {"model", "photo", "tiles", "metrics"},
     {"checkpoint", "device", "events", "frames"},
-    {"render", "focus_map", "compare", "stack", "plan"},
+    {"render", "focus_map", "compare", "regions", "stack", "plan"},
     {"fuse"},
     {"batch", "evaluate", "paper_tables", "report", "training"},
     {"cli", "__main__"},

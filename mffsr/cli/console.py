@@ -32,7 +32,13 @@ STAGES = {
 LINES = 5  # most lines that a failure prints
 LONGEST = 300  # characters of a message that is not ours
 # What PyTorch, OpenCV and C++ say instead of MemoryError.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "insufficient memory", "bad_alloc")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "insufficient memory",
+    "bad_alloc",
+    "create a primitive",
+)
 
 
 class Terminated(BaseException):

@@ -1,0 +1,102 @@
+"""Regions of a label map: holes, and what is sharp in no frame; found on the whole map, never per tile."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mffsr.compare import UNDECIDED, detail_window
+
+__all__ = ["Labels", "fill_holes", "settle_undecided", "undecided_regions"]
+
+Labels = NDArray[np.uint16]  # H×W, index of a frame
+
+UNDECIDED_WIDTH = 0.02  # of the picture's shorter side: narrower strips are borders, not regions
+DECIDED = 0.4  # contrasts from here on are a decision even beside such a region, …
+RIM = 0.03  # … up to so far from it, of the shorter side
+GLOW = 0.04  # of the picture's shorter side: how far a blurred edge shines into a region
+SMALLEST_REGION = 1e-3  # HF removes regions smaller than this share of the image
+
+
+def fill_holes(labels: Labels, share: float = SMALLEST_REGION) -> Labels:
+    """HF, equation (14): give connected regions smaller than `share` of the image to what surrounds them.
+
+    Works on the whole map and on every label alike (holes and islands). With N labels in use the smallest
+    region kept is 2/N of that, since every frame's share of the picture is smaller.
+    """
+    used = np.unique(labels)
+    if len(used) < 2:
+        return labels
+    smallest = share * labels.size * 2 / len(used)
+    keep = np.zeros(labels.shape, np.uint8)
+    largest = (0, 0)  # area and label of the largest region
+    for label in used:
+        _, regions, stats, _ = cv2.connectedComponentsWithStats(
+            (labels == label).astype(np.uint8), connectivity=4
+        )
+        areas = stats[:, cv2.CC_STAT_AREA].astype(np.int64)
+        areas[0] = 0  # the background of this label
+        largest = max(largest, (int(areas.max()), int(label)))
+        keep |= (areas >= smallest)[regions].astype(np.uint8)
+    if not keep.any():
+        return np.full_like(labels, largest[1])
+    if keep.all():
+        return labels
+    # Every pixel of a small region takes the label of the nearest pixel of a region that stays.
+    _, nearest = cv2.distanceTransformWithLabels(
+        1 - keep, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    source = np.zeros(int(nearest.max()) + 1, np.uint16)
+    source[nearest[keep == 1]] = labels[keep == 1]
+    filled: Labels = np.where(keep == 1, labels, source[nearest]).astype(np.uint16)
+    return filled
+
+
+def settle_undecided(labels: Labels, contrast: NDArray[np.float16], sharpest: Labels) -> tuple[Labels, float]:
+    """Take each region that is sharp in no frame whole from one frame; return the labels and its share, 0…1.
+
+    `contrast` (H×W) is that of detail between the frame with most and that with least of it, 0…1; `sharpest`
+    is the former. Where the contrast is small throughout, no frame stands out from any other, so that any of
+    them will do: the region goes to the frame that most of its decided surroundings come from. Its rim, up to
+    where the contrast is large, comes from the frames in which the nearest edges are sharpest instead: in
+    another one they are blurred, and shine. Thin strips, as between two labels, are left as they are.
+    """
+    undecided = undecided_regions(contrast)
+    share = float(undecided.mean())
+    if not undecided.any():
+        return labels, 0.0
+    blur = detail_window(*labels.shape) // 2 + 1  # by which the detail of an edge reaches into the region
+    undecided = _grown(undecided, blur)
+    undecided |= _grown(undecided, round(min(labels.shape) * RIM)) & (contrast < DECIDED)
+    if undecided.all():
+        return np.full_like(labels, np.bincount(labels.ravel()).argmax()), share
+    distance, nearest = cv2.distanceTransformWithLabels(
+        undecided.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    source = np.zeros(int(nearest.max()) + 1, np.uint16)
+    source[nearest[~undecided]] = sharpest[~undecided]
+    settled: Labels = np.where(undecided, source[nearest], labels).astype(np.uint16)
+    rim = distance <= 1.5
+    inside = distance > min(labels.shape) * GLOW
+    count, found = cv2.connectedComponents(undecided.astype(np.uint8), connectivity=4)
+    regions = np.asarray(found, np.int32)
+    votes = np.zeros((count, int(sharpest.max()) + 1), np.int64)
+    np.add.at(votes, (regions[rim & undecided], settled[rim & undecided]), 1)
+    settled[inside] = votes.argmax(1).astype(np.uint16)[regions[inside]]
+    return settled, share
+
+
+def _grown(region: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    grown: NDArray[np.bool_] = cv2.dilate(region.astype(np.uint8), disc) > 0
+    return grown
+
+
+def undecided_regions(contrast: NDArray[np.float16]) -> NDArray[np.bool_]:
+    """Return the regions, but not the thin strips, whose contrast is no more than noise makes."""
+    radius = max(3, round(min(contrast.shape) * UNDECIDED_WIDTH / 2))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    opened = cv2.morphologyEx((contrast < UNDECIDED).astype(np.uint8), cv2.MORPH_OPEN, disc)
+    found: NDArray[np.bool_] = opened > 0
+    return found
