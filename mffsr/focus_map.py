@@ -41,10 +41,9 @@ class FocusMap(NamedTuple):
 
     labels: Labels  # H×W uint16: index of the frame each pixel is taken from
     confidence: NDArray[np.uint8]  # H×W: |M1 − M2| of the decision, 0…255
-    contrast: NDArray[np.float16]  # H×W: of detail, between the frame with most and that with least of it
-    sharpest: Labels  # H×W: the frame with most detail around each pixel
-    tiles_run: int = 0  # tiles of full resolution that went through FAPN
-    tiles_all: int = 0  # the same if it ran everywhere
+    undecided: float  # share of the picture that is sharp in no frame, 0…1
+    tiles_run: int  # tiles of full resolution that went through FAPN
+    tiles_all: int  # the same if it ran everywhere
 
 
 def decide_focus(
@@ -76,8 +75,9 @@ class _Details(NamedTuple):
     """The detail of all frames, summed up."""
 
     most: Detail
-    contrast: NDArray[np.float16]
-    sharpest: Labels
+    contrast: NDArray[np.float16]  # between the frame with most and that with least of it
+    sharpest: Labels  # the frame with most detail around each pixel
+    undecided: NDArray[np.bool_]  # regions that are sharp in no frame
 
 
 def _measure(frames: Sequence[Frame], tie: Tie, seen: Seen) -> _Details:
@@ -94,7 +94,8 @@ def _measure(frames: Sequence[Frame], tie: Tie, seen: Seen) -> _Details:
         better = (found > own * needed) & (found >= 0)
         sharpest[better] = index
         own = np.where(better, found, own)
-    return _Details(most, contrast(most, least), sharpest)
+    differs = contrast(most, least)
+    return _Details(most, differs, sharpest, undecided_regions(differs))
 
 
 def _decide_pair(
@@ -113,14 +114,13 @@ def _decide_pair(
     margin = np.abs(compared.margin).astype(np.uint8)
     wins = compared.margin > 0
     if tie is not None:
-        wins = np.where((margin < TIE) | undecided_regions(details.contrast), tie == "last", wins)
+        wins = np.where((margin < TIE) | details.undecided, tie == "last", wins)
     if seen is not None:
         wins = seen(1) & (wins | ~seen(0))
     return FocusMap(
         wins.astype(np.uint16),
         margin,
-        details.contrast,
-        details.sharpest,
+        float(details.undecided.mean()),
         compared.tiles_run,
         compared.tiles_all,
     )
@@ -140,18 +140,17 @@ def _decide_stack(
     """Decide between more than two frames: the sharpest by detail, then FAPN against their composite."""
     labels = details.sharpest.copy()
     if tie is None:
-        labels, _ = settle_undecided(labels, details.contrast, details.sharpest)
+        labels = settle_undecided(labels, details.contrast, details.sharpest)
     labels = fill_holes(labels)
     confidence = (details.contrast * 255).astype(np.uint8)
     composite: Pixels = np.empty(frames[0].shape, frames[0].dtype)
     for index, frame in enumerate(frames):
         _paste(composite, frame, labels == index)
-    open_to_doubt = ~undecided_regions(details.contrast)
     near = np.ones((detail_window(*labels.shape),) * 2, np.uint8)
     run = every = 0
     for index, frame in enumerate(frames):
         plausible = detail(frame) >= np.float16(PLAUSIBLE) * details.most
-        where = (cv2.dilate(plausible.astype(np.uint8), near) > 0) & open_to_doubt & (labels != index)
+        where = (cv2.dilate(plausible.astype(np.uint8), near) > 0) & ~details.undecided & (labels != index)
         if seen is not None:
             where &= seen(index)
 
@@ -169,7 +168,7 @@ def _decide_stack(
         confidence = np.where(wins, margin, np.where(where, np.minimum(confidence, margin), confidence))
         labels[wins] = index
         _paste(composite, frame, wins)
-    return FocusMap(labels, confidence, details.contrast, details.sharpest, run, every)
+    return FocusMap(labels, confidence, float(details.undecided.mean()), run, every)
 
 
 def _paste(composite: Pixels, frame: Frame, wins: NDArray[np.bool_]) -> None:

@@ -30,7 +30,7 @@ from mffsr.model import JointModel
 from mffsr.photo import Photo, output_metadata, with_depth
 from mffsr.photo.align import Registration
 from mffsr.plan import LARGEST_TILE, SMALLEST_TILE, Plan, plan_tiles
-from mffsr.regions import fill_holes, settle_undecided
+from mffsr.regions import fill_holes
 from mffsr.render import Rendered, enlarge_plane, render
 from mffsr.stack import (
     Source,
@@ -165,15 +165,15 @@ def fuse_bracket(
             keep_no_kernels()
         started = time.perf_counter()
         focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, adaptive, events)
-        labels, undecided = focus.labels, 0.0
+        labels = focus.labels
         if fill:
-            if prefer is None:
-                labels, undecided = settle_undecided(labels, focus.contrast, focus.sharpest)
             labels = fill_holes(labels)
             if not crop and registrations is not None:
                 labels = _keep_to_fields(stack, registrations, labels, focus.labels)
-        if undecided >= TOLD:
-            events.message(f"{undecided:.1%} of the picture is sharp in no photo: each part is taken whole")
+        if focus.undecided >= TOLD:
+            events.message(
+                f"{focus.undecided:.1%} of the picture is sharp in no photo"
+            )
         seconds["focus"] = time.perf_counter() - started
 
         started = time.perf_counter()
@@ -203,7 +203,7 @@ def fuse_bracket(
             shares=shares.tolist(),
             rendered=rendered,
             focus_tiles=(focus.tiles_run, focus.tiles_all),
-            undecided=undecided,
+            undecided=focus.undecided,
             dropped=stack.dropped,
             seconds=seconds,
         )

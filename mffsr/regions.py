@@ -53,8 +53,8 @@ def fill_holes(labels: Labels, share: float = SMALLEST_REGION) -> Labels:
     return filled
 
 
-def settle_undecided(labels: Labels, contrast: NDArray[np.float16], sharpest: Labels) -> tuple[Labels, float]:
-    """Take each region that is sharp in no frame whole from one frame; return the labels and its share, 0…1.
+def settle_undecided(labels: Labels, contrast: NDArray[np.float16], sharpest: Labels) -> Labels:
+    """Take each region that is sharp in no frame whole from one frame.
 
     `contrast` (H×W) is that of detail between the frame with most and that with least of it, 0…1; `sharpest`
     is the former. Where the contrast is small throughout, no frame stands out from any other, so that any of
@@ -63,14 +63,13 @@ def settle_undecided(labels: Labels, contrast: NDArray[np.float16], sharpest: La
     another one they are blurred, and shine. Thin strips, as between two labels, are left as they are.
     """
     undecided = undecided_regions(contrast)
-    share = float(undecided.mean())
     if not undecided.any():
-        return labels, 0.0
+        return labels
     blur = detail_window(*labels.shape) // 2 + 1  # by which the detail of an edge reaches into the region
     undecided = _grown(undecided, blur)
     undecided |= _grown(undecided, round(min(labels.shape) * RIM)) & (contrast < DECIDED)
     if undecided.all():
-        return np.full_like(labels, np.bincount(labels.ravel()).argmax()), share
+        return np.full_like(labels, np.bincount(labels.ravel()).argmax())
     distance, nearest = cv2.distanceTransformWithLabels(
         undecided.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
@@ -84,7 +83,7 @@ def settle_undecided(labels: Labels, contrast: NDArray[np.float16], sharpest: La
     votes = np.zeros((count, int(sharpest.max()) + 1), np.int64)
     np.add.at(votes, (regions[rim & undecided], settled[rim & undecided]), 1)
     settled[inside] = votes.argmax(1).astype(np.uint16)[regions[inside]]
-    return settled, share
+    return settled
 
 
 def _grown(region: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
