@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mffsr.compare import TIE, Detail, compare, contrast, detail, detail_window
+from mffsr.compare import TIE, Comparison, Detail, compare, contrast, detail, detail_window
 from mffsr.device import Runtime
 from mffsr.frames import Frame, row_blocks
 from mffsr.model import JointModel
@@ -31,6 +31,9 @@ __all__ = ["FocusMap", "Labels", "decide_focus", "preview"]
 Tie = Literal["first", "last"] | None
 Seen = Callable[[int], NDArray[np.bool_]] | None
 Progress = Callable[[int, int], None]
+Hold = Callable[
+    [Frame, Frame, NDArray[np.bool_] | None, Progress], Comparison
+]  # one against the other, where
 
 PLAUSIBLE = 0.5  # a frame with less of the composite's detail than this is not in focus there
 PREFERRED = 1.15  # where a frame is preferred, another needs so many times its detail
@@ -65,10 +68,13 @@ def decide_focus(
     frames do not cover the picture. `adaptive`: see `mffsr.compare`. `progress` is given tiles done, and all
     of them.
     """
+
+    def hold(one: Frame, other: Frame, where: NDArray[np.bool_] | None, told: Progress) -> Comparison:
+        return compare(model, one, other, runtime, tile=tile, where=where, adaptive=adaptive, progress=told)
+
     details = _measure(frames, tie, seen)
-    if len(frames) == 2:
-        return _decide_pair(model, frames, runtime, details, tile, tie, adaptive, seen, progress)
-    return _decide_stack(model, frames, runtime, details, tile, tie, adaptive, seen, progress)
+    decide = _decide_pair if len(frames) == 2 else _decide_stack
+    return decide(frames, details, hold, tie, seen, progress)
 
 
 class _Details(NamedTuple):
@@ -99,18 +105,10 @@ def _measure(frames: Sequence[Frame], tie: Tie, seen: Seen) -> _Details:
 
 
 def _decide_pair(
-    model: JointModel,
-    frames: Sequence[Frame],
-    runtime: Runtime,
-    details: _Details,
-    tile: int,
-    tie: Tie,
-    adaptive: bool,
-    seen: Seen,
-    progress: Progress,
+    frames: Sequence[Frame], details: _Details, hold: Hold, tie: Tie, seen: Seen, progress: Progress
 ) -> FocusMap:
     """Decide between two frames, as the paper does."""
-    compared = compare(model, frames[0], frames[1], runtime, tile=tile, adaptive=adaptive, progress=progress)
+    compared = hold(frames[0], frames[1], None, progress)
     margin = np.abs(compared.margin).astype(np.uint8)
     wins = compared.margin > 0
     if tie is not None:
@@ -127,15 +125,7 @@ def _decide_pair(
 
 
 def _decide_stack(
-    model: JointModel,
-    frames: Sequence[Frame],
-    runtime: Runtime,
-    details: _Details,
-    tile: int,
-    tie: Tie,
-    adaptive: bool,
-    seen: Seen,
-    progress: Progress,
+    frames: Sequence[Frame], details: _Details, hold: Hold, tie: Tie, seen: Seen, progress: Progress
 ) -> FocusMap:
     """Decide between more than two frames: the sharpest by detail, then FAPN against their composite."""
     labels = details.sharpest.copy()
@@ -157,9 +147,7 @@ def _decide_stack(
         def told(done: int, total: int, before: int = index) -> None:
             progress(before * total + done, len(frames) * total)
 
-        compared = compare(
-            model, composite, frame, runtime, tile=tile, where=where, adaptive=adaptive, progress=told
-        )
+        compared = hold(composite, frame, where, told)
         run, every = run + compared.tiles_run, every + compared.tiles_all
         margin = np.abs(compared.margin).astype(np.uint8)
         wins = where & (compared.margin > 0)
