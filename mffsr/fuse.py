@@ -171,9 +171,7 @@ def fuse_bracket(
             if not crop and registrations is not None:
                 labels = _keep_to_fields(stack, registrations, labels, focus.labels)
         if focus.undecided >= TOLD:
-            events.message(
-                f"{focus.undecided:.1%} of the picture is sharp in no photo"
-            )
+            events.message(f"{focus.undecided:.1%} of the picture is sharp in no photo")
         seconds["focus"] = time.perf_counter() - started
 
         started = time.perf_counter()

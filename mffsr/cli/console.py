@@ -45,8 +45,28 @@ class Terminated(BaseException):
     """SIGTERM: unwinds like Ctrl-C, so that temporary files are removed."""
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+class _Signals:
+    """Turns SIGINT and SIGTERM into exceptions, and remembers them: a library may turn them into its own."""
+
+    def __init__(self) -> None:
+        self.last: int | None = None
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGTERM, self._take)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, self._take)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self.last = number
+        if _loading("torch"):  # an exception there would abort the process; nothing has been written yet
+            os.write(2, b"error: interrupted\n")
+            os._exit(128 + number)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _loading(name: str) -> bool:
+    """Return whether a module is being imported at this moment."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
 
 
 def printable(text: str) -> str:
@@ -94,6 +114,8 @@ class Console:
             out = json.dumps(data, ensure_ascii=False)
             if any("\ud800" <= c <= "\udfff" for c in out):  # a name that is not UTF-8
                 out = json.dumps(data)
+        if sys.stdout.isatty() and not self.as_json:  # elsewhere names are wanted as they are
+            out = printable(out)
         try:
             sys.stdout.write(
                 out.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") + "\n"
@@ -162,8 +184,7 @@ class Console:
 @contextlib.contextmanager
 def exit_codes(console: Console, *, debug: bool = False) -> Iterator[None]:
     """Turn every way a command can end into its message and exit code."""
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, _terminate)
+    signals = _Signals()
     try:
         yield
     except UsageError as error:
@@ -174,19 +195,23 @@ def exit_codes(console: Console, *, debug: bool = False) -> Iterator[None]:
             raise
         console.error(str(error))
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        console.error("interrupted; nothing unfinished was left behind")
-        raise typer.Exit(130) from None
-    except Terminated:
-        console.error("terminated; nothing unfinished was left behind")
-        raise typer.Exit(143) from None
+    except (KeyboardInterrupt, Terminated) as error:
+        raise _interrupted(console, isinstance(error, Terminated)) from None
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
     except Exception as error:
+        if signals.last is not None:
+            raise _interrupted(console, signals.last == signal.SIGTERM) from None
         if debug:
             raise
         console.error(failure_text(error))
         raise typer.Exit(1) from None
+
+
+def _interrupted(console: Console, terminated: bool) -> typer.Exit:
+    """Say so, and return how to leave."""
+    console.error(f"{'terminated' if terminated else 'interrupted'}; nothing unfinished was left behind")
+    return typer.Exit(143 if terminated else 130)
 
 
 def failure_text(error: BaseException) -> str:
