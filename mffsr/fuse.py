@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 # What PyTorch's CPU allocator, its graphics back ends and oneDNN say.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "could not create a memory", "create a primitive")
-TOLD = 0.005  # share of the picture that is sharp in no photo from which the user is told
+TOLD = 0.05  # share of the picture that is sharp in no photo from which the user is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ def fuse_bracket(
             if not crop and registrations is not None:
                 labels = _keep_to_fields(stack, registrations, labels, focus.labels)
         if focus.undecided >= TOLD:
-            events.message(f"{focus.undecided:.1%} of the picture is sharp in no photo")
+            events.message(f"{focus.undecided:.1%} of the picture is plain, or sharp in no photo")
         seconds["focus"] = time.perf_counter() - started
 
         started = time.perf_counter()
