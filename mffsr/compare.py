@@ -88,10 +88,9 @@ def compare(
     """Compare two photographs H×W×C of one size.
 
     `tile` is the side of a tile's core in pixels; it changes memory and time, not the result. Pixels not in
-    `where` (H×W) need no decision; their margin means nothing. Without
-    `adaptive` every level runs everywhere, and a coarse one counts only where the finer ones see a tie, or no
-    detail.
-    `progress` is given the tiles of the finest level that are done, and all of them.
+    `where` (H×W) need no decision; their margin means nothing. Without `adaptive` every level runs
+    everywhere, and a coarse one counts only where the finer ones see a tie, or no detail. `progress` is given
+    the tiles of the finest level that are done, and all of them.
     """
     top = levels(*photo1.shape[:2])
     config = model.fapn.config

@@ -31,9 +31,7 @@ __all__ = ["FocusMap", "Labels", "decide_focus", "preview"]
 Tie = Literal["first", "last"] | None
 Seen = Callable[[int], NDArray[np.bool_]] | None
 Progress = Callable[[int, int], None]
-Hold = Callable[
-    [Frame, Frame, NDArray[np.bool_] | None, Progress], Comparison
-]  # one against the other, where
+Hold = Callable[[Frame, Frame, NDArray[np.bool_] | None, Progress], Comparison]
 
 PLAUSIBLE = 0.5  # a frame with less of the composite's detail than this is not in focus there
 PREFERRED = 1.15  # where a frame is preferred, another needs so many times its detail
@@ -60,7 +58,7 @@ def decide_focus(
     seen: Seen = None,
     progress: Progress = lambda done, total: None,
 ) -> FocusMap:
-    """Return the label map and confidence of frames of one size, before hole filling.
+    """Return the label map and confidence of frames of one size, before the last hole filling.
 
     `tile` is the side of a tile's core in pixels; it changes memory and time, not the result.
     Where a decision is less clear than `TIE`, or neither frame shows detail, `tie` gives the pixel to the

@@ -44,13 +44,17 @@ def fill_holes(labels: Labels, share: float = SMALLEST_REGION) -> Labels:
     if keep.all():
         return labels
     # Every pixel of a small region takes the label of the nearest pixel of a region that stays.
-    _, nearest = cv2.distanceTransformWithLabels(
-        1 - keep, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    return _nearest(labels, keep == 0)[0]
+
+
+def _nearest(labels: Labels, unknown: NDArray[np.bool_]) -> tuple[Labels, NDArray[np.float32]]:
+    """Give each unknown pixel the label of the nearest known one; also return its distance, in pixels."""
+    distance, nearest = cv2.distanceTransformWithLabels(
+        unknown.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
     source = np.zeros(int(nearest.max()) + 1, np.uint16)
-    source[nearest[keep == 1]] = labels[keep == 1]
-    filled: Labels = np.where(keep == 1, labels, source[nearest]).astype(np.uint16)
-    return filled
+    source[nearest[~unknown]] = labels[~unknown]
+    return source[nearest], np.asarray(distance, np.float32)
 
 
 def settle_undecided(labels: Labels, contrast: NDArray[np.float16], sharpest: Labels) -> Labels:
@@ -70,12 +74,8 @@ def settle_undecided(labels: Labels, contrast: NDArray[np.float16], sharpest: La
     undecided |= _grown(undecided, round(min(labels.shape) * RIM)) & (contrast < DECIDED)
     if undecided.all():
         return np.full_like(labels, np.bincount(labels.ravel()).argmax())
-    distance, nearest = cv2.distanceTransformWithLabels(
-        undecided.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    source = np.zeros(int(nearest.max()) + 1, np.uint16)
-    source[nearest[~undecided]] = sharpest[~undecided]
-    settled: Labels = np.where(undecided, source[nearest], labels).astype(np.uint16)
+    around, distance = _nearest(sharpest, undecided)
+    settled: Labels = np.where(undecided, around, labels).astype(np.uint16)
     rim = distance <= 1.5
     inside = distance > min(labels.shape) * GLOW
     count, found = cv2.connectedComponents(undecided.astype(np.uint8), connectivity=4)
@@ -87,15 +87,17 @@ def settle_undecided(labels: Labels, contrast: NDArray[np.float16], sharpest: La
 
 
 def _grown(region: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    grown: NDArray[np.bool_] = cv2.dilate(region.astype(np.uint8), disc) > 0
+    grown: NDArray[np.bool_] = cv2.dilate(region.astype(np.uint8), _disc(radius)) > 0
     return grown
+
+
+def _disc(radius: int) -> cv2.typing.MatLike:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
 
 
 def undecided_regions(contrast: NDArray[np.float16]) -> NDArray[np.bool_]:
     """Return the regions, but not the thin strips, whose contrast is no more than noise makes."""
     radius = max(3, round(min(contrast.shape) * UNDECIDED_WIDTH / 2))
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    opened = cv2.morphologyEx((contrast < UNDECIDED).astype(np.uint8), cv2.MORPH_OPEN, disc)
+    opened = cv2.morphologyEx((contrast < UNDECIDED).astype(np.uint8), cv2.MORPH_OPEN, _disc(radius))
     found: NDArray[np.bool_] = opened > 0
     return found
