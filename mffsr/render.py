@@ -8,6 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from mffsr.compare import to_tensor
 from mffsr.device import Runtime
@@ -17,12 +18,13 @@ from mffsr.frames import Frame, row_blocks
 from mffsr.model import JointModel
 from mffsr.model.joint import soft_transition
 from mffsr.photo import Pixels
-from mffsr.tiles import Tile, tiles
+from mffsr.tiles import Span, Tile, tiles
 
 __all__ = ["SOFT_REACH", "Rendered", "enlarge_plane", "render"]
 
 SOFT_REACH = 2  # of `soft_transition`
 DECODER_REACH = 2  # of Resize and D2, in low-resolution pixels, rounded up
+BORDER = 8  # source pixels mirrored beyond the edge: zeros there would shade the rim of an even picture
 
 
 class Rendered(NamedTuple):
@@ -82,8 +84,9 @@ def _render_tile(
     runtime: Runtime,
 ) -> torch.Tensor:
     """Return the core of one tile, (1, 3, s·h, s·w) float32."""
-    images = [to_tensor(frame[part.outer], runtime) for frame in frames]
-    own = labels[part.outer]
+    left, right, top, bottom = border = _border(part, labels.shape) if model.scale > 1 else (0, 0, 0, 0)
+    images = [F.pad(to_tensor(frame[part.outer], runtime), border, mode="reflect") for frame in frames]
+    own = np.pad(labels[part.outer], ((top, bottom), (left, right)), mode="reflect")
     binary = np.stack([own == source for source in sources]).astype(np.float32)
     masks = torch.from_numpy(binary).to(runtime.device)[None]
     with torch.inference_mode(), runtime.autocast():
@@ -93,9 +96,21 @@ def _render_tile(
         else:
             masks = torch.ones_like(masks)  # alone within reach of the core
         image = model.render(images, masks)
-    scale = model.scale
-    rows, columns = (slice(s.start * scale, s.stop * scale) for s in part.inner)
+    rows, columns = (
+        slice((inner.start + before) * model.scale, (inner.stop + before) * model.scale)
+        for inner, before in zip(part.inner, (top, left), strict=True)
+    )
     return image[:, :, rows, columns]
+
+
+def _border(part: Tile, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Return how many pixels to mirror beyond a tile's left, right, top and bottom: none inside the photo."""
+
+    def sides(span: Span, length: int) -> tuple[int, int]:
+        most = min(BORDER, span.outer_stop - span.outer_start - 1)
+        return most * (span.outer_start == 0), most * (span.outer_stop == length)
+
+    return *sides(part.columns, shape[1]), *sides(part.rows, shape[0])
 
 
 def _to_pixels(image: torch.Tensor, dtype: type[np.uint8 | np.uint16], channels: int) -> Pixels:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 
+import numpy as np
 import pytest
 
+import mffsr
 from mffsr.checkpoint import find, load, weights_folder
 
 MANIFEST = json.loads((weights_folder() / "manifest.json").read_text())
@@ -40,3 +42,10 @@ def test_the_default_set_is_complete(scale):
     assert (fn is None) == (scale == 1)
     if fn is not None:
         assert load(fn, scale=scale).kind == "fn"
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_an_even_picture_stays_even_up_to_its_rim(scale):
+    even = np.full((40, 64, 3), (250, 120, 10), np.uint8)
+    enlarged = mffsr.fuse([even, even.copy()], scale=scale, align=False).pixels
+    assert np.abs(enlarged.astype(int) - even[0, 0]).max() <= 1
