@@ -37,6 +37,8 @@ class Reader(Protocol):
 class Worker(Protocol[R]):
     """How one bracket is done. Methods raise MffsrError for what cannot be done."""
 
+    max_pixels: int  # that a photo may have
+
     def target(self, bracket: Bracket) -> Path:
         """Return where the result goes; called from a second thread."""
 
@@ -250,7 +252,7 @@ class _Ahead:
         """Return a photo, the one read ahead at first, and what its reading warned of."""
         photo, warnings = self._photos.pop(path, (None, []))
         if photo is None:
-            return read_photo(path, warn=warn)
+            return read_photo(path, max_pixels=self._batch.worker.max_pixels, warn=warn)
         for text in warnings:
             if warn is not None:
                 warn(text)
@@ -273,7 +275,7 @@ class _Ahead:
             self.error = fault
 
     def _decode(self) -> None:
-        left = self._batch.ahead
+        batch, left = self._batch, self._batch.ahead
         try:
             for path in self._bracket.photos:
                 header = read_header(path)
@@ -287,6 +289,7 @@ class _Ahead:
                 if left < 0 or self._stop.is_set():
                     return
                 warnings: list[str] = []
-                self._photos[path] = read_photo(path, warn=warnings.append), warnings
+                photo = read_photo(path, max_pixels=batch.worker.max_pixels, warn=warnings.append)
+                self._photos[path] = photo, warnings
         except (MffsrError, MemoryError):
             return

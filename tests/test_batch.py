@@ -284,6 +284,8 @@ def test_the_input_may_be_read_only(mffsr, copied, tmp_path):
 class Copier:
     """A worker without a network: the output is the first photo."""
 
+    max_pixels = 1_000_000
+
     def __init__(self, out: Path) -> None:
         self.out = out
         self.read_by: list[str] = []
@@ -318,6 +320,14 @@ def run(folder: Path, worker: Copier, **options):
     ended: list = []
     run_batch(brackets, worker, out=worker.out, options={"a": 1}, ended=ended.append, **options)
     return [(o.event, o.bracket.name, str(o.error or o.reason)) for o in ended]
+
+
+@pytest.mark.parametrize("ahead", [0, 1 << 20])
+def test_photos_of_more_pixels_than_allowed(brackets, copier, ahead):
+    copier.max_pixels = 100
+    told = run(brackets, copier, ahead=ahead)
+    assert [event for event, _, _ in told] == ["failed"] * len(told)
+    assert all("the limit is" in text for _, _, text in told)
 
 
 @pytest.mark.parametrize(

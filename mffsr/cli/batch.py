@@ -66,6 +66,7 @@ def batch(
     weights: opt.Weights = "photo",
     tile: opt.Tile = "auto",
     max_memory: opt.MaxMemory = "",
+    max_megapixels: opt.MaxMegapixels = 500,
     align: opt.Align = True,
     model: opt.Model = Motion.similarity,
     crop: opt.Crop = True,
@@ -126,6 +127,7 @@ def batch(
             quality=quality,
             focus_map=focus_map,
             on_exists=existing,
+            max_megapixels=max_megapixels,
             report=settle_index(report, out, existing, resume=resume) if report is not None else None,
         )
         _check_templates(options, len(found.brackets))

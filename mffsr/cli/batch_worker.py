@@ -43,6 +43,7 @@ class Options:
     quality: int
     focus_map: str | None
     on_exists: OnExists
+    max_megapixels: int
     report: BatchReport | None = None
 
 
@@ -84,6 +85,7 @@ class Fuser:
         self.options, self.model, self.runtime = options, model, runtime
         self.provenance, self.making, self.console = provenance, making, console
         self.digests = [digest for _, digest in making.weights]
+        self.max_pixels = options.max_megapixels * 1_000_000
 
     def deciding(self) -> dict[str, Any]:
         """Return the options that change results, as JSON has them, for --resume."""
@@ -116,7 +118,13 @@ class Fuser:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             job = fuse_job.prepare(
-                list(bracket.photos), target, options.scale, options.depth, on_exists, console
+                list(bracket.photos),
+                target,
+                options.scale,
+                options.depth,
+                on_exists,
+                options.max_megapixels,
+                console,
             )
         except typer.Exit:
             return None

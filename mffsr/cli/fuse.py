@@ -16,7 +16,6 @@ from mffsr.cli.fuse_job import (
     Depth,
     Framing,
     Job,
-    Lazy,
     Motion,
     OnBadFrame,
     OnExists,
@@ -83,6 +82,7 @@ def fuse(
     weights: opt.Weights = "photo",
     tile: opt.Tile = "auto",
     max_memory: opt.MaxMemory = "",
+    max_megapixels: opt.MaxMegapixels = 500,
     align: opt.Align = True,
     model: opt.Model = Motion.similarity,
     crop: opt.Crop = True,
@@ -118,7 +118,7 @@ def fuse(
         started = time.perf_counter()
         paths = expand(photos)
         existing = OnExists.overwrite if force else on_exists
-        job = prepare(paths, output, scale, depth, existing, console)
+        job = prepare(paths, output, scale, depth, existing, max_megapixels, console)
         job = replace(
             job,
             framing=Framing(
@@ -184,7 +184,7 @@ def run_job(
     `report` takes its pictures meanwhile.
     """
     from mffsr.fuse import Events, fuse_bracket
-    from mffsr.photo import read_photo, write_photo
+    from mffsr.photo import write_photo
 
     framing = job.framing
 
@@ -193,11 +193,10 @@ def run_job(
         target.parent.mkdir(exist_ok=True)
         write_photo(photo, target, overwrite=job.overwrite, warn=console.warning)
 
-    photos = Lazy(job.photos, lambda path: (read or read_photo)(path, warn=console.warning))
     events = Events(progress=console.progress, message=console.message, warning=console.warning)
     with console.live():
         fusion = fuse_bracket(
-            photos,
+            job.open(console, read),
             model,
             runtime,
             tile=tile,

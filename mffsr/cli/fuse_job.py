@@ -123,8 +123,20 @@ class Job:
     depth: int  # of the output
     scale: int
     overwrite: bool
+    max_pixels: int  # that a photo may have
     source_depth: int = 8  # of the deepest photo
     framing: Framing = Framing()
+
+    def open(self, console: Console, read: Callable[..., Photo] | None = None) -> Lazy:
+        """Return the photos; `read` replaces `read_photo` where they are read ahead."""
+        from mffsr.photo import read_photo
+
+        def read_one(path: Path) -> Photo:
+            if read is not None:
+                return read(path, warn=console.warning)
+            return read_photo(path, max_pixels=self.max_pixels, warn=console.warning)
+
+        return Lazy(self.photos, read_one)
 
 
 def expand(arguments: list[str]) -> list[Path]:
@@ -159,13 +171,20 @@ def natural(name: str) -> list[int | str]:
 
 
 def prepare(
-    paths: list[Path], output: Path | None, scale: int, depth: Depth, on_exists: OnExists, console: Console
+    paths: list[Path],
+    output: Path | None,
+    scale: int,
+    depth: Depth,
+    on_exists: OnExists,
+    max_megapixels: int,
+    console: Console,
 ) -> Job:
     """Check everything that can be known from headers and folders; read no pixels, compute nothing."""
     from mffsr.photo import check_pixels, check_target, read_header, supported_depth
 
     if len(paths) < 2:
         raise UsageError(f"{len(paths)} photo given, expected at least 2: a bracket of one scene")
+    max_pixels = max_megapixels * 1_000_000
     headers = [read_header(path) for path in paths]
     for index, path in enumerate(paths):
         for other in paths[:index]:
@@ -173,7 +192,7 @@ def prepare(
                 raise UsageError(f"{path}: given twice")
     first = headers[0]
     for path, header in zip(paths, headers, strict=True):
-        check_pixels(header, path)
+        check_pixels(header, path, max_pixels)
         if (header.width, header.height) != (first.width, first.height):
             raise BracketError(
                 f"{path}: {header.width}×{header.height}, but {paths[0]} is {first.width}×{first.height}\n"
@@ -212,6 +231,7 @@ def prepare(
         depth=bits,
         scale=scale,
         overwrite=on_exists is OnExists.overwrite,
+        max_pixels=max_pixels,
         source_depth=deepest,
     )
 

@@ -21,10 +21,8 @@ def dry_run(
     job: Job, model: JointModel, runtime: Runtime, tile: int | None, align: bool, console: Console
 ) -> None:
     """Register the bracket, print the plan on stdout, and write nothing."""
-    from mffsr.cli.fuse_job import Lazy
     from mffsr.events import Events
     from mffsr.frames import FrameStore, disk_needed
-    from mffsr.photo import read_photo
     from mffsr.plan import memory_of, plan_tiles, rough_seconds
     from mffsr.stack import field_of_view, read_stack, register
 
@@ -36,7 +34,7 @@ def dry_run(
     plan = plan_tiles(runtime, model, shape, tile, job.depth)
     if align:
         events = Events(progress=console.progress, message=console.message, warning=console.warning)
-        photos = Lazy(job.photos, lambda path: read_photo(path, warn=console.warning))
+        photos = job.open(console)
         folders = [job.output.parent]
         framing = job.framing
         stores = FrameStore(count, folders=folders), FrameStore(count, folders=folders)

@@ -17,6 +17,7 @@ __all__ = [
     "Device",
     "Force",
     "Json",
+    "MaxMegapixels",
     "MaxMemory",
     "Model",
     "OnBadFrame",
@@ -67,6 +68,12 @@ Tile: TypeAlias = Annotated[
 ]
 MaxMemory: TypeAlias = Annotated[
     str, typer.Option(metavar="SIZE", help="Most memory to use, such as 4G.  [what is free]")
+]
+MaxMegapixels: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", help="Refuse photos of more millions of pixels, before any is decoded."
+    ),
 ]
 
 # What is written

@@ -137,7 +137,8 @@ def check_pixels(header: Header, path: Path, max_pixels: int = MAX_PIXELS) -> No
     if pixels > max_pixels:
         raise PhotoError(
             f"{path}: has {header.width}×{header.height} = {pixels / 1e6:.0f} million pixels; "
-            f"the limit is {max_pixels / 1e6:.0f} million"
+            f"the limit is {max_pixels / 1e6:.0f} million\n"
+            "fuse and batch take more with --max-megapixels"
         )
 
 
