@@ -52,12 +52,12 @@ def depths(height: int, width: int, count: int, rng: np.random.Generator) -> NDA
 def bracket(sharp: Image, depth: NDArray[np.uint8], count: int) -> Iterator[Image]:
     """Yield the frames: frame k is in focus at depth k."""
     step = BLUR * sharp.shape[1] / (count - 1)
+    blurred = [disc(sharp, away * step) for away in range(count)]
     for focused in range(count):
-        frame = sharp.copy()
-        for away in range(1, count):
-            there = np.abs(depth.astype(int) - focused) == away
-            if there.any():
-                frame[there] = disc(sharp, away * step)[there]
+        frame = np.empty_like(sharp)
+        for away, image in enumerate(blurred):
+            there = np.abs(depth.astype(np.int16) - focused) == away
+            frame[there] = image[there]
         _, data = cv2.imencode(".jpg", frame[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
         yield np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[:, :, ::-1])
 

@@ -151,7 +151,11 @@ def test_globs_lists_and_stdin(fuse, folder):
         (["a.jpg", "b.jpg", "-o", "out.png", "--max-memory", "1M"], 1, ["memory"]),
         (["a.jpg", "b.jpg", "-o", "out.png", "--weights", "none.safetensors"], 1, ["none.safetensors"]),
         (["*.webp"], 1, ["*.webp", "no photo matches"]),
-        (["large.png", "a.jpg", "--max-megapixels", "1"], 1, ["large.png", "1100×1000", "limit is 1 million"]),
+        (
+            ["large.png", "a.jpg", "--max-megapixels", "1"],
+            1,
+            ["large.png", "1100×1000", "limit is 1 million"],
+        ),
     ],
 )
 def test_bad_input_is_refused_by_name_and_nothing_is_written(fuse, folder, arguments, code, words):

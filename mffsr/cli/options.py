@@ -71,9 +71,7 @@ MaxMemory: TypeAlias = Annotated[
 ]
 MaxMegapixels: TypeAlias = Annotated[
     int,
-    typer.Option(
-        min=1, metavar="N", help="Refuse photos of more millions of pixels, before any is decoded."
-    ),
+    typer.Option(min=1, metavar="N", help="Refuse photos of more millions of pixels, before any is decoded."),
 ]
 
 # What is written

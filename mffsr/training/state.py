@@ -1,13 +1,13 @@
 """The state of a training run on disk: everything needed to go on as if nothing had happened.
 
-One safetensors file, replaced atomically: network, its running average, the optimiser's moments, the step.
+One safetensors file, replaced atomically: network, its running average, the optimisers' moments, the step.
 Random numbers need no state: every batch is a function of (seed, step).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors
@@ -19,6 +19,8 @@ from mffsr.checkpoint import digest, write_file
 from mffsr.errors import TrainingError
 
 __all__ = ["Average", "load_state", "save_state"]
+
+FORMAT = "mffsr-training-2"  # 1 had Adam alone
 
 
 class Average:
@@ -46,25 +48,32 @@ class Average:
         return bool(torch.stack([torch.isfinite(tensor.half()).all() for tensor in self._mine]).all())
 
 
+def _prefix(optimizer: torch.optim.Optimizer) -> str:
+    """Return what the names of an optimiser's tensors begin with."""
+    return f"{type(optimizer).__name__.lower()}."
+
+
 def save_state(
     path: Path,
     network: nn.Module,
     average: Average,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     info: Mapping[str, object],
 ) -> None:
     """Write the state; the file on disk is at any moment the old state or the new one."""
     tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in average.tensors.items()}
-    for index, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{index}.{name}": value for name, value in slots.items()}
+    for optimizer in optimizers:
+        prefix = _prefix(optimizer)
+        for index, slots in optimizer.state_dict()["state"].items():
+            tensors |= {f"{prefix}{index}.{name}": value for name, value in slots.items()}
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    header = {"format": "mffsr-training", "sha256": digest(tensors), "info": json.dumps(info)}
+    header = {"format": FORMAT, "sha256": digest(tensors), "info": json.dumps(info)}
     write_file(path, save(tensors, metadata=header))
 
 
 def load_state(
-    path: Path, network: nn.Module, average: Average, optimizer: torch.optim.Optimizer
+    path: Path, network: nn.Module, average: Average, optimizers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, object]:
     """Restore a state into the given objects and return its `info`; raises TrainingError."""
     try:
@@ -73,7 +82,7 @@ def load_state(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except Exception as error:  # noqa: BLE001 - the Rust library raises its own types
         raise TrainingError(f"{path}: cannot be read ({error})") from None
-    if header.get("format") != "mffsr-training" or header.get("sha256") != digest(tensors):
+    if header.get("format") != FORMAT or header.get("sha256") != digest(tensors):
         raise TrainingError(f"{path}: damaged, or not the state of a training run")
 
     def part(prefix: str) -> dict[str, Tensor]:
@@ -85,10 +94,11 @@ def load_state(
         raise TrainingError(f"{path}: the state of another network\n{str(error)[:200]}") from None
     for name, value in part("ema.").items():
         average.tensors[name].copy_(value)
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in part("adam.").items():
-        index, slot = name.split(".", 1)
-        slots.setdefault(int(index), {})[slot] = value
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    for optimizer in optimizers:
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in part(_prefix(optimizer)).items():
+            index, slot = name.split(".", 1)
+            slots.setdefault(int(index), {})[slot] = value
+        optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     info: dict[str, object] = json.loads(header["info"])
     return info

@@ -25,6 +25,7 @@ from mffsr.training import losses
 from mffsr.training.batches import focus_batch, fusion_batch, sr_batch
 from mffsr.training.degrade import Degradation
 from mffsr.training.log import Log
+from mffsr.training.muon import build_optimizers
 from mffsr.training.photos import Photos
 from mffsr.training.processes import Processes
 from mffsr.training.stages import Stage
@@ -83,7 +84,7 @@ def state_file(run: Path, stage: Stage, scale: int) -> Path:
 
 
 class Trainer:
-    """One stage's network, optimiser, average and files."""
+    """One stage's network, optimisers, average and files."""
 
     def __init__(
         self,
@@ -110,9 +111,7 @@ class Trainer:
         trained = self.network.srn if stage.name == "srn" and isinstance(self.network, FN) else self.network
         self.parameters = [p for p in trained.parameters() if p.requires_grad]
         on_cuda = runtime.device.type == "cuda"
-        self.optimizer = torch.optim.Adam(
-            self.parameters, lr=stage.rate, betas=(0.9, 0.99), fused=on_cuda or None
-        )
+        self.optimizers = build_optimizers(self.parameters, stage.rate, fused=on_cuda or None)
         self.average = Average(self.network, stage.ema)
         self.guide: FAPN | None = None
         self._guide_sha = ""
@@ -179,15 +178,17 @@ class Trainer:
     def step(self, step: int, batch: Any) -> None:
         """Train one step. Nothing waits for the device: the loss is summed up there, see `mean_loss`."""
         self.network.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.stage, step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.stage, step)
         batch = type(batch)(*(t.contiguous(memory_format=torch.channels_last) for t in batch))
         loss = self._loss(batch)
         loss.backward()
         total = self.processes.average_gradients(self.parameters, loss.detach())
         norm = nn.utils.clip_grad_norm_(self.parameters, self.stage.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.average.update(step)
         self._sums += torch.stack((total, norm))
         self._summed += 1
@@ -260,7 +261,9 @@ class Trainer:
             return
         if not self.average.finite():
             raise self._diverged(step, "a weight")
-        save_state(self.state, self.network, self.average, self.optimizer, {"step": step, **self._settings()})
+        save_state(
+            self.state, self.network, self.average, self.optimizers, {"step": step, **self._settings()}
+        )
         self._save_weights(step)
 
     def _save_weights(self, step: int) -> None:
@@ -290,7 +293,7 @@ class Trainer:
 
         Another learning rate is accepted, so that a run that diverged can go on with a lower one.
         """
-        info = load_state(self.state, self.network, self.average, self.optimizer)
+        info = load_state(self.state, self.network, self.average, self.optimizers)
         now = json.loads(json.dumps(self._settings()))
         changed = [
             f"{name} was {before!r}, now {after!r}"

@@ -1,0 +1,81 @@
+"""Muon for the convolutions, Adam for the rest.
+
+Muon (K. Jordan et al., 2024) makes every singular value of a layer's averaged gradient about 1 before it
+takes the step, so that directions which few pixels ask for are learned as fast as those of the mean. Its step
+is scaled to the size of Adam's (J. Liu et al., arXiv 2502.16982), so that both take one learning rate.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Muon", "build_optimizers", "orthogonalise"]
+
+SMALLEST = 8  # rows and columns from which a layer is worth orthogonalising
+STEPS = 5  # of the iteration
+QUINTIC = (3.4445, -4.7750, 2.0315)  # its polynomial, fastest for small singular values
+RMS = 0.2  # of Adam's usual step, in learning rates
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Return matrices (..., m, n), m ≤ n, with singular values of about 1 (0.7…1.2): Newton–Schulz."""
+    a, b, c = QUINTIC
+    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose steps are orthogonalised; a convolution is taken as a matrix (out, in·k·k)."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take one step along `grad` of every parameter that has one. `closure` must be None."""
+        if closure is not None:
+            raise ValueError("closure given, expected None")
+        for group in self.param_groups:
+            alike: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                ahead = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's
+                alike[tuple(parameter.shape)].append((parameter, ahead.flatten(1)))
+            for shape, layers in alike.items():  # layers of one shape at once
+                stacked = torch.stack([ahead for _, ahead in layers])
+                tall = stacked.shape[1] > stacked.shape[2]
+                moves = orthogonalise(stacked.mT if tall else stacked)
+                length = RMS * max(stacked.shape[1:]) ** 0.5
+                for (parameter, _), move in zip(layers, moves.mT if tall else moves, strict=True):
+                    parameter.add_(move.reshape(shape), alpha=-group["lr"] * length)
+
+
+def build_optimizers(
+    parameters: Sequence[nn.Parameter], rate: float, *, fused: bool | None = None
+) -> list[torch.optim.Optimizer]:
+    """Return Muon for convolutions of some size and Adam for what is left; either only if it has work.
+
+    `fused` is Adam's.
+    """
+    layers = [p for p in parameters if p.ndim == 4 and min(p.shape[0], p[0].numel()) >= SMALLEST]
+    chosen = {id(p) for p in layers}
+    rest = [p for p in parameters if id(p) not in chosen]
+    found: list[torch.optim.Optimizer] = []
+    if layers:
+        found.append(Muon(layers, lr=rate))
+    if rest:
+        found.append(torch.optim.Adam(rest, lr=rate, betas=(0.9, 0.99), fused=fused))
+    return found
