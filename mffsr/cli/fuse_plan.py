@@ -48,7 +48,8 @@ def dry_run(
     seconds = rough_seconds(model, runtime, plan, shape, count - len(dropped))
     size = (shape[1] * job.scale, shape[0] * job.scale)
     lines = [
-        *(_table(job, registrations, dropped) if align else (f"photo   {path}" for path in job.photos)),
+        *_photos(job, registrations, dropped),
+        *(_table(registrations) if align else ()),
         f"output  {job.output}, {size[0]}×{size[1]}, {job.depth} bits",
         f"device  {runtime.reason}, up to {runtime.memory >> 20} MB",
         f"tiles   focus {plan.focus}, enlarging {plan.render} pixels a side",
@@ -96,19 +97,20 @@ def _frame(
     return frame
 
 
-def _table(job: Job, registrations: Sequence[Registration], dropped: dict[int, str]) -> list[str]:
-    lines = ["photo    shift x  shift y  rotation   scale  exposure  match  off by"]
-    placed = {found.index: found for found in registrations}
-    for index, path in enumerate(job.photos):
-        if (found := placed.get(index)) is None:
-            lines.append(f"{index + 1:>5}    left out: {dropped.get(index, '')}  {path}")
-            continue
-        lines.append(
-            f"{index + 1:>5}   {found.shift[0]:+8.2f} {found.shift[1]:+8.2f} {found.rotation:+8.3f}° "
-            f"{found.scale:7.4f} {found.exposure:+6.2f} EV {found.ecc:6.3f} {found.residual:4.1f} px  {path}"
-            + ("  (reference)" if found.index == found.reference else "")
-        )
-    return lines
+def _photos(job: Job, registrations: Sequence[Registration], dropped: dict[int, str]) -> list[str]:
+    """Number the photos, and say which is the reference and which are left out."""
+    notes = {index: f"  (left out: {why})" for index, why in dropped.items()}
+    notes |= {found.index: "  (reference)" for found in registrations if found.index == found.reference}
+    return [f"{n:<7} {path}{notes.get(n - 1, '')}" for n, path in enumerate(job.photos, 1)]
+
+
+def _table(registrations: Sequence[Registration]) -> list[str]:
+    """Return how each photo lies to the reference, in lines of less than 60 characters."""
+    return ["photo  shift x  shift y  rotation   scale     EV  match  off"] + [
+        f"{found.index + 1:>5} {found.shift[0]:+8.2f} {found.shift[1]:+8.2f} {found.rotation:+8.3f}° "
+        f"{found.scale:7.4f} {found.exposure:+6.2f} {found.ecc:6.3f} {found.residual:4.1f}"
+        for found in registrations
+    ]
 
 
 def _time(seconds: float) -> str:

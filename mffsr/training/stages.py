@@ -2,7 +2,7 @@
 
 The paper trains four pairs a step for hundreds of epochs at constant rates with one or two drops. Here
 every stage warms up and follows a cosine to zero, and Muon takes Adam's place in the convolutions, which
-reaches the same loss in a fraction of the steps; the weights are averaged over the steps (EMA) for evaluation.
+reaches the same loss in a fraction of the steps; the weights' average over the steps (EMA) is evaluated.
 """
 
 from __future__ import annotations
