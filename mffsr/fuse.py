@@ -175,20 +175,7 @@ def fuse_bracket(
         seconds["focus"] = time.perf_counter() - started
 
         started = time.perf_counter()
-        rendered, plan = _with_smaller_tiles(
-            plan,
-            lambda p: render(
-                model,
-                stack.in_order,
-                labels,
-                runtime,
-                tile=p.render,
-                depth=depth,
-                gate=gate,
-                progress=lambda d, t: events.progress("enlarge", d, t),
-            ),
-            events,
-        )
+        rendered = _render(stack, model, runtime, plan, labels, depth, gate, events)
         photo = _finish(stack, rendered, labels, model.scale, provenance or {}, events)
         seconds["enlarge"] = time.perf_counter() - started
         labels = np.array(stack.order, np.uint16)[labels]
@@ -245,6 +232,33 @@ def _decide(
         ),
         events,
     )
+
+
+def _render(
+    stack: Stack,
+    model: JointModel,
+    runtime: Runtime,
+    plan: Plan,
+    labels: Labels,
+    depth: int,
+    gate: bool,
+    events: Events,
+) -> Rendered:
+    """Enlarge and fuse the frames as the labels say."""
+    return _with_smaller_tiles(
+        plan,
+        lambda p: render(
+            model,
+            stack.in_order,
+            labels,
+            runtime,
+            tile=p.render,
+            depth=depth,
+            gate=gate,
+            progress=lambda d, t: events.progress("enlarge", d, t),
+        ),
+        events,
+    )[0]
 
 
 def _keep_to_fields(
