@@ -128,7 +128,7 @@ def _decide_stack(
     """Decide between more than two frames: the sharpest by detail, then FAPN against their composite."""
     labels = details.sharpest.copy()
     if tie is None:
-        labels = settle_undecided(labels, details.contrast, details.sharpest)
+        labels = settle_undecided(labels, details.contrast)
     labels = fill_holes(labels)
     confidence = (details.contrast * 255).astype(np.uint8)
     composite: Pixels = np.empty(frames[0].shape, frames[0].dtype)
