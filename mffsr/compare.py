@@ -6,7 +6,7 @@ A flat wall or a large blur disc is wider than the network's reach on a large ph
 copy of it. The coarse levels therefore decide wherever they are sure; the fine ones run only on tiles where
 the coarse ones are not, or where a boundary passes, and where one photo has more detail than the other: the
 network always decides, in a dark background by its noise. What a level says of a pixel does not depend on
-the tiles, so the result does not either.
+the tiles, so the result does not either; of each tile only the rectangle that holds all doubt is run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mffsr.errors import MffsrError
 from mffsr.frames import Frame, row_blocks
 from mffsr.model import FocusMaps, JointModel
 from mffsr.photo import Pixels
-from mffsr.tiles import Tile, tiles
+from mffsr.tiles import Span, Tile, span, tiles
 
 __all__ = [
     "TIE",
@@ -114,8 +114,11 @@ def compare(
             doubt &= _halved(where, size) if level else where
         plan = list(tiles(*size, tile, config.reach, grid=config.sam_window))
         run = 0
-        for done, part in enumerate(plan, 1):
-            if doubt[part.core].any() or not (adaptive or where is not None):
+        for done, whole in enumerate(plan, 1):
+            part: Tile | None = whole
+            if adaptive or where is not None:
+                part = _in_doubt(whole, doubt, config.reach, config.sam_window)
+            if part is not None:
                 run += 1
                 image1, image2 = (to_tensor(photo[part.outer], runtime) for photo in pair)
                 with torch.inference_mode(), runtime.autocast():
@@ -126,6 +129,19 @@ def compare(
             if level == 0:
                 progress(done, len(plan))
     return Comparison(margin, run, len(plan))
+
+
+def _in_doubt(part: Tile, doubt: NDArray[np.bool_], reach: int, grid: int) -> Tile | None:
+    """Return the rectangle of a tile that holds all its pixels in doubt; None without any."""
+    found = doubt[part.core]
+
+    def narrowed(own: Span, axis: int) -> Span:
+        there = np.flatnonzero(found.any(1 - axis))
+        return span(own.start + int(there[0]), own.start + int(there[-1]) + 1, doubt.shape[axis], reach, grid)
+
+    if not found.any():
+        return None
+    return Tile(narrowed(part.rows, 0), narrowed(part.columns, 1))
 
 
 def _reduced(photo: Frame, level: int) -> Frame:

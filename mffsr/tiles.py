@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["Span", "Tile", "round_up", "spans", "tiles"]
+__all__ = ["Span", "Tile", "round_up", "span", "spans", "tiles"]
 
 
 class Span(NamedTuple):
@@ -62,6 +62,16 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+def span(start: int, stop: int, length: int, halo: int, grid: int = 1) -> Span:
+    """Return the core [start, stop) of an axis of `length` pixels with its halo, whose ends lie on the grid."""
+    return Span(
+        start,
+        stop,
+        max(0, (start - halo) // grid * grid),
+        min(length, round_up(stop + halo, grid)),
+    )
+
+
 def spans(length: int, size: int, halo: int) -> list[Span]:
     """Cut one axis of `length` pixels into cores of `size`, the last one shorter, each with its halo.
 
@@ -69,10 +79,7 @@ def spans(length: int, size: int, halo: int) -> list[Span]:
     """
     if length < 1 or size < 1 or halo < 0:
         raise ValueError(f"length, size and halo are {length}, {size} and {halo}, expected ≥ 1, ≥ 1 and ≥ 0")
-    return [
-        Span(start, min(start + size, length), max(0, start - halo), min(length, start + size + halo))
-        for start in range(0, length, size)
-    ]
+    return [span(start, min(start + size, length), length, halo) for start in range(0, length, size)]
 
 
 def tiles(height: int, width: int, size: int, halo: int, grid: int = 1) -> Iterator[Tile]:
