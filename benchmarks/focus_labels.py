@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mffsr.checkpoint import load_model
 from mffsr.compare import levels
 from mffsr.device import choose
-from mffsr.fuse import fuse_bracket
+from mffsr.engine import fuse_bracket
 
 Image = NDArray[np.uint8]
 BLUR = 0.01  # of the width: radius of the blur over the whole range of depths

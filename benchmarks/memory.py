@@ -24,7 +24,7 @@ SMALL, LARGE = 64, 512
 def peak(folder: Path, scale: int, focus: int, render: int, precision: str) -> int:
     """Return the peak resident bytes of one run."""
     code = (
-        "import sys, resource; import mffsr.fuse as f\n"
+        "import sys, resource; import mffsr.engine as f\n"
         f"f.plan_tiles = lambda *a: f.Plan(focus={focus}, render={render})\n"
         f"f.fuse(['{folder}/a.png', '{folder}/b.png'], scale={scale}, precision='{precision}', align=False)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"

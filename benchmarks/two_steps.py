@@ -25,7 +25,7 @@ from mffsr.allocator import keep_freed_memory
 from mffsr.checkpoint import load_model
 from mffsr.compare import to_tensor
 from mffsr.device import choose
-from mffsr.fuse import fuse_bracket
+from mffsr.engine import fuse_bracket
 from mffsr.tiles import tiles
 
 HALO = 30

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mffsr.checkpoint import load_model
-    from mffsr.fuse import fuse
+    from mffsr.engine import fuse
     from mffsr.metrics import fusion_metrics
     from mffsr.photo import Photo, read_photo, write_photo
 
@@ -25,7 +25,7 @@ _HOME = {
     "Photo": "mffsr.photo",
     "read_photo": "mffsr.photo",
     "write_photo": "mffsr.photo",
-    "fuse": "mffsr.fuse",
+    "fuse": "mffsr.engine",
     "load_model": "mffsr.checkpoint",
     "fusion_metrics": "mffsr.metrics",
 }

@@ -3,7 +3,7 @@
     pairs ─ crop to a multiple of T ─ reduce by 1/T ─ fuse_bracket ─ six metrics against the originals
     sharp photos ─ two depths, blur, reduce, JPEG ─ fuse_bracket ─ PSNR-Y, SSIM-Y, focus map against the truth
 
-The bracket is fused by `mffsr.fuse.fuse_bracket`, as for every user, and the result rounded to 8 bits as it
+The bracket is fused by `mffsr.engine.fuse_bracket`, as for every user, and the result rounded to 8 bits as it
 would be written to a PNG, so the numbers are those of the product. Frames are not registered unless asked
 for: Lytro's are registered already, and resampling them would change what is compared.
 """
@@ -18,6 +18,7 @@ import numpy as np
 
 from mffsr.checkpoint import assemble, load, load_model
 from mffsr.device import Runtime, choose
+from mffsr.engine import Events, Fusion, fuse_bracket, plan_tiles
 from mffsr.errors import BracketError, MffsrError
 from mffsr.evaluate_files import Bracket, Pixels, check_sizes, colour, crop, load_all
 from mffsr.evaluate_scores import Evaluation, Progress, Row, Scores, fusion_scores, scores, truth_scores
@@ -29,7 +30,6 @@ from mffsr.evaluate_synthetic import (
     reduce,
     synthetic_bracket,
 )
-from mffsr.fuse import Events, Fusion, fuse_bracket, plan_tiles
 from mffsr.model import JointModel
 from mffsr.photo import Photo
 from mffsr.render import render

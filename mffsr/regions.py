@@ -60,8 +60,8 @@ def _nearest(labels: Labels, unknown: NDArray[np.bool_]) -> tuple[Labels, NDArra
 def settle_undecided(labels: Labels, contrast: NDArray[np.float16]) -> Labels:
     """Take each region that is sharp in no frame whole from one frame.
 
-    `labels` (H×W) name the frame with most detail, `contrast` (H×W) is between that and the frame with least of
-    it, 0…1. Where the contrast is small throughout, no frame stands out from any other, so that any of
+    `labels` (H×W) name the frame with most detail, `contrast` (H×W) is between that and the frame with least
+    of it, 0…1. Where the contrast is small throughout, no frame stands out from any other, so that any of
     them will do: the region goes to the frame that most of its decided surroundings come from. Its rim, up to
     where the contrast is large, comes from the frames in which the nearest edges are sharpest instead: in
     another one they are blurred, and shine. Thin strips, as between two labels, are left as they are.

@@ -63,7 +63,7 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def span(start: int, stop: int, length: int, halo: int, grid: int = 1) -> Span:
-    """Return the core [start, stop) of an axis of `length` pixels with its halo, whose ends lie on the grid."""
+    """Return the core [start, stop) of an axis of `length` pixels with its halo, which ends on the grid."""
     return Span(
         start,
         stop,

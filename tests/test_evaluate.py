@@ -22,12 +22,12 @@ from mffsr.cli.app import app
 from mffsr.cli.evaluate import spread
 from mffsr.cli.evaluate_tables import Line, Sheet, to_csv, to_latex, to_text
 from mffsr.device import choose
+from mffsr.engine import fuse_bracket
 from mffsr.errors import BracketError, MffsrError, UsageError
 from mffsr.evaluate import OURS, Engine, evaluate_pairs, evaluate_truth, load_engine
 from mffsr.evaluate_files import find_brackets, find_photos, find_results, load_all, require_complete
 from mffsr.evaluate_scores import Evaluation, Row, bootstrap, truth_scores
 from mffsr.evaluate_synthetic import label_scores, reduce, synthetic_bracket
-from mffsr.fuse import fuse_bracket
 from mffsr.metrics import fusion_metrics
 from mffsr.model import FAPN, FN, FapnConfig, SrnConfig
 from mffsr.paper_tables import COLUMNS, TABLE_I, TABLE_II, TABLE_III, TABLE_IV, paper_rows

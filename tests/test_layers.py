@@ -13,7 +13,7 @@ LAYERS = [
     {"model", "photo", "tiles", "metrics"},
     {"checkpoint", "device", "events", "frames"},
     {"render", "focus_map", "compare", "regions", "stack", "plan"},
-    {"fuse"},
+    {"engine"},
     {"batch", "evaluate", "paper_tables", "report", "training"},
     {"cli", "__main__"},
 ]
@@ -78,3 +78,8 @@ def test_nothing_loads_pickles():
             or f" {word}(" in code
         ]
         assert not found, (path, found)
+
+
+def test_no_module_hides_a_name_of_the_package():
+    """Importing a submodule puts it into the package under its own name."""
+    assert not {path.stem for path in PACKAGE.iterdir()} & set(mffsr.__all__)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mffsr.fuse import fuse_bracket
+from mffsr.engine import fuse_bracket
 from mffsr.photo import XMP_NAMESPACE, OutputMetadata, Photo, output_metadata, read_photo, write_photo
 from mffsr.photo._ifd import Exif, IfdError, Value, build_exif, parse_exif
 

@@ -8,7 +8,16 @@ from conftest import tiny_fapn, tiny_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mffsr.model import FAPN, FN, FapnConfig, SrnConfig, enlarge
-from mffsr.model.blocks import box_mean, gradient_map, merge_windows, windows
+from mffsr.model.blocks import (
+    Stack,
+    activated,
+    box_mean,
+    concatenate,
+    conv,
+    gradient_map,
+    merge_windows,
+    windows,
+)
 from mffsr.model.fapn import FR
 from mffsr.model.joint import decide, soft_transition
 
@@ -162,6 +171,26 @@ def test_compute_is_within_the_papers():
     assert counter.get_total_flops() / 2 / 32**2 < 1.6e6
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_convolution_and_activation_in_one_are_the_two_in_turn(slope, dtype):
+    torch.manual_seed(4)
+    layer = conv(5, 7).to(dtype)
+    x = torch.randn(2, 5, 9, 11, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    expected = torch.nn.functional.leaky_relu(layer(x), slope)
+    with torch.no_grad():
+        fused = activated(layer, x, slope)
+        torch.testing.assert_close(fused, expected.detach())
+        assert torch.equal(Stack(layer, torch.nn.LeakyReLU(slope))(x), fused)
+
+
+def test_concatenation_keeps_channels_last_and_order():
+    a, b = torch.randn(2, 3, 4, 5), torch.randn(2, 1, 4, 5)
+    joined = concatenate(a.contiguous(memory_format=torch.channels_last), b)
+    assert torch.equal(joined, torch.cat((a, b), 1))
+    assert joined.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_folded_batch_norm_is_the_batch_norm():
     torch.manual_seed(3)
     block = FR(4).double().eval()
@@ -171,6 +200,6 @@ def test_the_folded_batch_norm_is_the_batch_norm():
         block.norm.weight.normal_()
         block.norm.bias.normal_()
         local, glob = torch.randn(2, 2, 4, 9, 7, dtype=torch.double)
-        feature = torch.randn(2, 8, 9, 7, dtype=torch.double)
+        feature = torch.cat((torch.randn_like(local), glob), 1)
         expected = block.norm(torch.sigmoid(torch.relu(block.conv(feature)))) + local
         torch.testing.assert_close(block(feature, local, glob), torch.cat((expected, glob), 1))

@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 import mffsr.report
 from mffsr.cli.app import app
+from mffsr.engine import fuse_bracket
 from mffsr.focus_map import preview
 from mffsr.frames import FrameStore
-from mffsr.fuse import fuse_bracket
 from mffsr.photo import Photo, read_photo, write_photo
 from mffsr.photo._colour import srgb_profile
 from mffsr.photo.web import jpeg, web_pixels

@@ -18,10 +18,10 @@ import pytest
 from conftest import bracket, textured, tiny_model
 
 from mffsr import frames as frames_module
+from mffsr.engine import fuse_bracket
 from mffsr.errors import BracketError, PhotoError, UsageError
 from mffsr.events import Events
 from mffsr.frames import FrameStore, row_blocks
-from mffsr.fuse import fuse_bracket
 from mffsr.model import FocusMaps
 from mffsr.photo import Photo, read_photo, write_photo
 from mffsr.photo.align import Registration
@@ -132,7 +132,7 @@ import numpy as np, torch
 sys.path.insert(0, {tests!r})
 from conftest import Runtime, tiny_model
 import mffsr.stack
-from mffsr.fuse import fuse_bracket
+from mffsr.engine import fuse_bracket
 from mffsr.model import FocusMaps
 from mffsr.photo import Photo
 from mffsr.photo.align import Registration

@@ -21,7 +21,7 @@ from mffsr.errors import UsageError
 if TYPE_CHECKING:
     from mffsr.batch import Reader
     from mffsr.device import Runtime
-    from mffsr.fuse import Fusion
+    from mffsr.engine import Fusion
     from mffsr.model import JointModel
     from mffsr.photo.brackets import Bracket
     from mffsr.report import Making

@@ -237,8 +237,8 @@ def _measure(sources: list[str], fused: Path | None) -> Report:
 def _engine(
     request: Request, options: dict[str, Any], tile: int | None, memory: int | None, console: Console
 ) -> Engine:
+    from mffsr.engine import Events
     from mffsr.evaluate import load_engine
-    from mffsr.fuse import Events
 
     events = Events(message=console.message, warning=console.warning)
     engine = load_engine(

@@ -36,7 +36,7 @@ from mffsr.cli.reports import Report, check_report, command_line, making_of
 
 if TYPE_CHECKING:
     from mffsr.device import Runtime
-    from mffsr.fuse import Fusion
+    from mffsr.engine import Fusion
     from mffsr.model import JointModel
     from mffsr.photo import Photo
 
@@ -183,7 +183,7 @@ def run_job(
 
     `report` takes its pictures meanwhile.
     """
-    from mffsr.fuse import Events, fuse_bracket
+    from mffsr.engine import Events, fuse_bracket
     from mffsr.photo import write_photo
 
     framing = job.framing

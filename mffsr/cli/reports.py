@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from mffsr.batch import Outcome
     from mffsr.checkpoint import Checkpoint
     from mffsr.device import Runtime
+    from mffsr.engine import Fusion
     from mffsr.frames import Frame
-    from mffsr.fuse import Fusion
     from mffsr.report import Making, Pictures
 
 __all__ = [

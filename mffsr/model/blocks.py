@@ -7,15 +7,32 @@ known radius only, and never on the size of the image. That is what makes tiling
 
 from __future__ import annotations
 
+import platform
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DenseResidualBlock", "box_mean", "conv", "conv_stack", "gradient_map", "merge_windows", "windows"]
+__all__ = [
+    "DenseResidualBlock",
+    "Stack",
+    "activated",
+    "box_mean",
+    "concatenate",
+    "conv",
+    "conv_stack",
+    "gradient_map",
+    "merge_windows",
+    "windows",
+]
 
 LEAK = 0.2  # LeakyReLU slope of the authors
+FUSED = (  # PyTorch names the operator itself in no documentation: without it, all goes on as before
+    torch.backends.mkldnn.is_available()
+    and platform.machine() in ("x86_64", "AMD64")
+    and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+)
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
@@ -23,12 +40,61 @@ def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
 
 
-def conv_stack(widths: tuple[int, ...], kernel: int = 3) -> nn.Sequential:
+def activated(layer: nn.Conv2d, x: Tensor, slope: float = 0.0) -> Tensor:
+    """Return LeakyReLU of a convolution (slope 0: ReLU).
+
+    On a CPU, without gradients, oneDNN does both in one pass over memory, as in a graph that torch.compile
+    makes of it (`FUSED`): a fifth of FAPN's time. Only the rounding before the activation falls away.
+    """
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    fits = x.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    if not (FUSED and fits) or torch.is_grad_enabled():
+        return F.leaky_relu(layer(x), slope) if slope else F.relu(layer(x))
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x.to(dtype),
+        layer.weight.to(dtype),
+        bias,
+        layer.padding,
+        layer.stride,
+        layer.dilation,
+        layer.groups,
+        "leaky_relu" if slope else "relu",
+        [slope] if slope else [],
+        "",
+    )
+    return out
+
+
+class Stack(nn.Sequential):
+    """Layers in sequence; an activation that follows a convolution is taken together with it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            if isinstance(layer, nn.Conv2d) and layers and isinstance(layers[0], nn.ReLU | nn.LeakyReLU):
+                x = activated(layer, x, getattr(layers.pop(0), "negative_slope", 0.0))
+            else:
+                x = layer(x)
+        return x
+
+
+def conv_stack(widths: tuple[int, ...], kernel: int = 3) -> Stack:
     """Return convolutions widths[0]→widths[1]→… with a LeakyReLU after each."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layers += [conv(inputs, outputs, kernel), nn.LeakyReLU(LEAK)]
-    return nn.Sequential(*layers)
+    return Stack(*layers)
+
+
+def concatenate(*parts: Tensor) -> Tensor:
+    """Concatenate (B, c, h, w) along their channels, channels last.
+
+    A part of one channel fits both memory formats, and `torch.cat` then answers in the other one: ten times
+    slower, and so is everything after it.
+    """
+    return torch.cat([part.permute(0, 2, 3, 1) for part in parts], -1).permute(0, 3, 1, 2)
 
 
 def gradient_map(image: Tensor) -> Tensor:
@@ -83,6 +149,6 @@ class DenseResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = torch.cat((x, F.relu(layer(x))), 1)
+            x = torch.cat((x, activated(layer, x)), 1)  # type: ignore[arg-type] # a list of modules
         out: Tensor = self.fuse(x)
         return out

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mffsr.model.blocks import LEAK, box_mean, conv, conv_stack, merge_windows, windows
+from mffsr.model.blocks import LEAK, Stack, activated, box_mean, conv, conv_stack, merge_windows, windows
 
 __all__ = ["AEM", "CAM", "FAPN", "FPM", "FR", "SAM", "FapnConfig", "FocusMaps"]
 
@@ -72,7 +71,7 @@ class AEM(nn.Module):
         self.conv3 = conv_stack((3, 32, 64, 32, 3), kernel=3)
         self.conv5 = conv_stack((3, 32, 64, 32, 3), kernel=5)
         self.affinity = (
-            nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 3), nn.ReLU(), conv(3, 1, 1)) if affinity else None
+            Stack(conv(3, 16), nn.ReLU(), conv(16, 3), nn.ReLU(), conv(3, 1, 1)) if affinity else None
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,7 +95,7 @@ class SAM(nn.Module):
         self.window = window
         self.first = nn.Sequential(conv_stack((3, 32, 64, 32, 3)), conv(3, 1, 1))
         self.second = nn.Sequential(conv_stack((3, 32, 64, 32, 3)), conv(3, 1, 1))
-        self.attend = nn.Sequential(conv(2, 16), nn.ReLU(), conv(16, 3), nn.ReLU(), conv(3, 1, 1))
+        self.attend = Stack(conv(2, 16), nn.ReLU(), conv(16, 3), nn.ReLU(), conv(3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -124,7 +123,10 @@ class CAM(nn.Module):
 
 
 class FR(nn.Module):
-    """Feature refine block, equation (9): 3×3 convolution → ReLU → sigmoid → batch norm, in this order."""
+    """Feature refine block, equation (9): 3×3 convolution → ReLU → sigmoid → batch norm, in this order.
+
+    Takes and returns F^l and F^g as one tensor (B, 2·width, h, w); without gradients it is changed in place.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -132,13 +134,14 @@ class FR(nn.Module):
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, feature: Tensor, local: Tensor, glob: Tensor) -> Tensor:
-        refined = torch.sigmoid(F.relu(self.conv(feature)))
-        if self.training:
+        refined = torch.sigmoid(activated(self.conv, feature))
+        if self.training or torch.is_grad_enabled():
             # Normalised in float32: half-precision statistics are rough, and on a CPU twice as slow to train.
             normal = self.norm(refined.to(self.norm.weight.dtype))
             return torch.cat((normal.to(local.dtype) + local, glob), 1)  # (9)
         scale, shift = (x.to(local.dtype).view(1, -1, 1, 1) for x in self._affine())
-        return torch.cat((torch.addcmul(local + shift, refined, scale), glob), 1)  # (9)
+        torch.addcmul(local + shift, refined, scale, out=feature[:, : local.shape[1]])  # (9)
+        return feature
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """Return what the trained batch norm is: x · scale + shift, of its running statistics."""
@@ -156,8 +159,8 @@ class FPM(nn.Module):
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
         half = width // 2
-        self.conv3 = nn.Sequential(conv(12, half), nn.LeakyReLU(LEAK), conv(half, width))
-        self.conv5 = nn.Sequential(
+        self.conv3 = Stack(conv(12, half), nn.LeakyReLU(LEAK), conv(half, width))
+        self.conv5 = Stack(
             conv(12, half, 5),
             nn.LeakyReLU(LEAK),
             conv(half, width, 5),

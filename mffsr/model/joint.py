@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mffsr.model.fapn import FAPN, FapnConfig, FocusMaps
-from mffsr.model.srn import SRN, Decoder, SrnConfig
+from mffsr.model.srn import SRN, Decoder, SourceFeatures, SrnConfig
 
 __all__ = ["FN", "JointModel", "decide", "soft_transition"]
 
@@ -55,18 +55,24 @@ class FN(nn.Module):
         """
         if masks.shape[1] != len(sources):
             raise ValueError(f"{len(sources)} sources but {masks.shape[1]} masks")
+        # One source alone has mask 1 throughout.
+        fused = self.srn.features(sources[0]) if len(sources) == 1 else self._weighted_sum(sources, masks)
+        return fused.base + self.d2(fused.features).float()  # (16)
+
+    def _weighted_sum(self, sources: Sequence[Tensor], masks: Tensor) -> SourceFeatures:
+        """Return the mask-weighted sum of the sources' features and bases, equation (15)."""
         scale = self.config.scale
         weights = F.interpolate(masks.float(), scale_factor=scale, mode="bilinear", align_corners=False)
-        fused: Tensor | None = None
-        base: Tensor | None = None
-        for source, weight in zip(sources, weights.split(1, 1), strict=True):  # (15)
-            found = self.srn.features(source)
-            part, part_base = weight.to(found.features.dtype) * found.features, weight * found.base
-            fused = part if fused is None else fused + part
-            base = part_base if base is None else base + part_base
-        if fused is None or base is None:
+        total: SourceFeatures | None = None
+        for source, weight in zip(sources, weights.split(1, 1), strict=True):
+            features, base = self.srn.features(source)
+            features, base = weight.to(features.dtype) * features, weight * base
+            if total is not None:
+                features, base = total.features + features, total.base + base
+            total = SourceFeatures(features, base)
+        if total is None:
             raise ValueError("no sources: expected at least one")
-        return base + self.d2(fused).float()  # (16)
+        return total
 
 
 class JointModel(nn.Module):

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mffsr.model.blocks import LEAK, DenseResidualBlock, conv, conv_stack, gradient_map
+from mffsr.model.blocks import LEAK, DenseResidualBlock, Stack, concatenate, conv, conv_stack, gradient_map
 
 __all__ = ["SCALES", "SRN", "Decoder", "SourceFeatures", "SrnConfig", "enlarge"]
 
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(conv(inputs, 32), nn.LeakyReLU(LEAK), conv(32, 3))
+        self.layers = Stack(conv(inputs, 32), nn.LeakyReLU(LEAK), conv(32, 3))
 
     def forward(self, features: Tensor) -> Tensor:
         out: Tensor = self.layers(features)
@@ -103,9 +103,7 @@ class SRN(nn.Module):
         self.gather = nn.ModuleList(nn.Conv2d(width, width, 1, bias=i == 0) for i in range(config.blocks))
         self.global_fusion = conv(width, width)
         if config.shallow_deep:
-            self.attention = nn.Sequential(
-                conv(2 * width, width), nn.ReLU(), conv(width, 16), nn.ReLU(), conv(16, 1)
-            )
+            self.attention = Stack(conv(2 * width, width), nn.ReLU(), conv(width, 16), nn.ReLU(), conv(16, 1))
         # Equation (11) adds F^l to a concatenation twice as wide; a 1×1 convolution makes them fit.
         self.project = conv(width + embedded, width, 1)
         self.lift = conv_stack((width, width, width))
@@ -127,7 +125,7 @@ class SRN(nn.Module):
         resized = F.interpolate(
             gradient, scale_factor=self.config.scale, mode="bilinear", align_corners=False
         ).to(up.dtype)
-        return SourceFeatures(torch.cat((up, resized), 1), enlarge(image, self.config.scale))  # (12)
+        return SourceFeatures(concatenate(up, resized), enlarge(image, self.config.scale))  # (12)
 
     def _trunk(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return F^h and, with GEB, (∇F^h,): the dense residual blocks of each branch and their fusion."""

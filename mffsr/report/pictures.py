@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mffsr.engine import Fusion
 from mffsr.focus_map import Labels, preview
 from mffsr.frames import Frame
-from mffsr.fuse import Fusion
 from mffsr.photo import Photo, Pixels
 from mffsr.photo.web import jpeg, web_pixels
 

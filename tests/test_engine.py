@@ -10,9 +10,9 @@ from conftest import bracket, textured, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mffsr.engine import Events, Plan, fuse_bracket, plan_tiles
 from mffsr.errors import BracketError, DeviceError, MffsrError, UsageError
 from mffsr.focus_map import decide_focus, preview
-from mffsr.fuse import Events, Plan, fuse_bracket, plan_tiles
 from mffsr.photo import Photo
 from mffsr.regions import fill_holes, settle_undecided, undecided_regions
 from mffsr.render import render
