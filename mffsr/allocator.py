@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 
-__all__ = ["keep_freed_memory", "keep_no_kernels"]
+__all__ = ["keep_freed_memory", "keep_no_kernels", "make_room_for"]
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
 M_MMAP_MAX = -4
+
+_kept = {"size": 0}  # of the tile that the kept memory was used for, in bytes; 0: nothing is kept
 
 
 def keep_freed_memory() -> None:
@@ -28,6 +30,17 @@ def keep_freed_memory() -> None:
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, -1)  # never
     mallopt(M_TOP_PAD, 64 << 20)
+    _kept["size"] = -1
+
+
+def make_room_for(size: int) -> None:
+    """Give kept memory back before a tile of another size: its blocks would not fit into the old one's holes.
+
+    `size` is any number that differs where the tiles do. Does nothing where nothing is kept.
+    """
+    if _kept["size"] not in (0, size):
+        ctypes.CDLL(None).malloc_trim(0)
+        _kept["size"] = size
 
 
 def keep_no_kernels() -> None:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mffsr.allocator import make_room_for
 from mffsr.device import Runtime
 from mffsr.errors import MffsrError
 from mffsr.frames import Frame, row_blocks
@@ -121,6 +122,7 @@ def compare(
             if part is not None:
                 run += 1
                 image1, image2 = (to_tensor(photo[part.outer], runtime) for photo in pair)
+                make_room_for(image1.nbytes)
                 with torch.inference_mode(), runtime.autocast():
                     found = _read(model.focus(image1, image2), part.inner)
                 if level < top:

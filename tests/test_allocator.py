@@ -1,4 +1,4 @@
-"""Freed memory stays with the process."""
+"""Freed memory stays with the process, until tiles of another size need other blocks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,28 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is adjusted")
+RESIDENT = """
+import sys
+from mffsr.allocator import keep_freed_memory, make_room_for
+keep_freed_memory()
+import torch
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+tensors = [torch.ones(10, 1024, 1024) for _ in range(10)]
+kept = [torch.ones(100, 1024) for _ in range(10)]  # above them, so that the heap cannot shrink
+make_room_for(1)
+del tensors
+full = resident()
+make_room_for(1)
+same = resident()
+make_room_for(2)
+print(full - same, same - resident())
+"""
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is adjusted")
+
+
+@glibc
 def test_memory_is_not_asked_for_again():
     plain, kept = (
         int(subprocess.run([sys.executable, "-c", FAULTS, how], check=True, capture_output=True).stdout)
@@ -32,3 +53,11 @@ def test_memory_is_not_asked_for_again():
     )
     assert kept < 100
     assert kept < plain / 5
+
+
+@glibc
+def test_memory_goes_back_before_tiles_of_another_size():
+    run = subprocess.run([sys.executable, "-c", RESIDENT], check=True, capture_output=True)
+    same_size, other_size = map(int, run.stdout.split())
+    assert same_size < 10
+    assert other_size > 300
