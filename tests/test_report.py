@@ -286,7 +286,8 @@ def test_only_what_is_on_the_page_may_run_and_nothing_be_fetched(fused):
         for kind in ("style", "script"):
             digest = base64.b64encode(hashlib.sha256(found.content[kind].encode()).digest()).decode()
             assert f"{kind}-src 'sha256-{digest}'" in policy
-        assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r'"data:[^"]*"', "", text))
+        plain = re.sub(r'"data:[^"]*"', "", text)  # pictures also stand in the script's data, as base64
+        assert not re.search(r"https?:|(?<![\w+/])//[a-z]|@import|url\(", plain)
         assert not [a for _, attrs in found.elements for a in attrs if a.startswith("on") or a == "style"]
 
 
