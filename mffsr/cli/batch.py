@@ -127,7 +127,7 @@ def batch(
             quality=quality,
             focus_map=focus_map,
             on_exists=existing,
-            max_megapixels=max_megapixels,
+            max_pixels=max_megapixels * 1_000_000,
             report=settle_index(report, out, existing, resume=resume) if report is not None else None,
         )
         _check_templates(options, len(found.brackets))

@@ -43,7 +43,7 @@ class Options:
     quality: int
     focus_map: str | None
     on_exists: OnExists
-    max_megapixels: int
+    max_pixels: int  # that a photo may have
     report: BatchReport | None = None
 
 
@@ -85,7 +85,7 @@ class Fuser:
         self.options, self.model, self.runtime = options, model, runtime
         self.provenance, self.making, self.console = provenance, making, console
         self.digests = [digest for _, digest in making.weights]
-        self.max_pixels = options.max_megapixels * 1_000_000
+        self.max_pixels = options.max_pixels
 
     def deciding(self) -> dict[str, Any]:
         """Return the options that change results, as JSON has them, for --resume."""
@@ -123,7 +123,7 @@ class Fuser:
                 options.scale,
                 options.depth,
                 on_exists,
-                options.max_megapixels,
+                options.max_pixels,
                 console,
             )
         except typer.Exit:

@@ -118,7 +118,7 @@ def fuse(
         started = time.perf_counter()
         paths = expand(photos)
         existing = OnExists.overwrite if force else on_exists
-        job = prepare(paths, output, scale, depth, existing, max_megapixels, console)
+        job = prepare(paths, output, scale, depth, existing, max_megapixels * 1_000_000, console)
         job = replace(
             job,
             framing=Framing(

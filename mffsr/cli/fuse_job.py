@@ -176,7 +176,7 @@ def prepare(
     scale: int,
     depth: Depth,
     on_exists: OnExists,
-    max_megapixels: int,
+    max_pixels: int,
     console: Console,
 ) -> Job:
     """Check everything that can be known from headers and folders; read no pixels, compute nothing."""
@@ -184,7 +184,6 @@ def prepare(
 
     if len(paths) < 2:
         raise UsageError(f"{len(paths)} photo given, expected at least 2: a bracket of one scene")
-    max_pixels = max_megapixels * 1_000_000
     headers = [read_header(path) for path in paths]
     for index, path in enumerate(paths):
         for other in paths[:index]:
