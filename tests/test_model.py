@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mffsr.model import FAPN, FN, FapnConfig, SrnConfig, enlarge
 from mffsr.model.blocks import (
     Stack,
-    activated,
     box_mean,
     concatenate,
     conv,
+    convolve,
     gradient_map,
     merge_windows,
     windows,
@@ -171,17 +171,33 @@ def test_compute_is_within_the_papers():
     assert counter.get_total_flops() / 2 / 32**2 < 1.6e6
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.2])
+@pytest.mark.parametrize("slope", [None, 0.0, 0.2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_convolution_and_activation_in_one_are_the_two_in_turn(slope, dtype):
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("widths", [(5,), (5, 1), (3, 8, 4)])
+@pytest.mark.parametrize("added", [False, True])
+def test_a_convolution_by_parts_is_that_of_all_side_by_side(slope, dtype, kernel, widths, added):
     torch.manual_seed(4)
-    layer = conv(5, 7).to(dtype)
-    x = torch.randn(2, 5, 9, 11, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    expected = torch.nn.functional.leaky_relu(layer(x), slope)
+    layer = conv(sum(widths), 7, kernel).to(dtype)
+    parts = [torch.randn(2, n, 9, 11).to(dtype, memory_format=torch.channels_last) for n in widths]
+    onto = torch.randn(2, 7, 9, 11).to(dtype, memory_format=torch.channels_last) if added else None
+    kept = None if onto is None else onto.clone()
+    expected = layer.double()(torch.cat(parts, 1).double()) + (0 if onto is None else onto)
+    if slope is not None:
+        expected = torch.nn.functional.leaky_relu(expected, slope)
+    layer.to(dtype)
+    rounding = {torch.bfloat16: {"rtol": 0.02, "atol": 0.03}}.get(dtype, {})
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            found = convolve(layer, *parts, slope=slope, onto=onto)
+        torch.testing.assert_close(found.detach(), expected.detach().to(dtype), **rounding)
+    assert onto is None or torch.equal(onto, kept)
+
+
+def test_a_stack_takes_an_activation_with_its_convolution():
+    layer, x = conv(5, 7), noise(9, 11)[:, :1].expand(1, 5, 9, 11)
     with torch.no_grad():
-        fused = activated(layer, x, slope)
-        torch.testing.assert_close(fused, expected.detach())
-        assert torch.equal(Stack(layer, torch.nn.LeakyReLU(slope))(x), fused)
+        assert torch.equal(Stack(layer, torch.nn.LeakyReLU(0.2))(x), convolve(layer, x, slope=0.2))
 
 
 def test_concatenation_keeps_channels_last_and_order():

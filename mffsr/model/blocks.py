@@ -8,7 +8,9 @@ known radius only, and never on the size of the image. That is what makes tiling
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +19,11 @@ from torch import Tensor, nn
 __all__ = [
     "DenseResidualBlock",
     "Stack",
-    "activated",
     "box_mean",
     "concatenate",
     "conv",
     "conv_stack",
+    "convolve",
     "gradient_map",
     "merge_windows",
     "windows",
@@ -40,30 +42,54 @@ def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
 
 
-def activated(layer: nn.Conv2d, x: Tensor, slope: float = 0.0) -> Tensor:
-    """Return LeakyReLU of a convolution (slope 0: ReLU).
+def convolve(
+    layer: nn.Conv2d, *parts: Tensor, slope: float | None = None, onto: Tensor | None = None
+) -> Tensor:
+    """Return the convolution of `parts`, (B, c, h, w) each, side by side in their channels.
 
-    On a CPU, without gradients, oneDNN does both in one pass over memory, as in a graph that torch.compile
-    makes of it (`FUSED`): a fifth of FAPN's time. Only the rounding before the activation falls away.
+    `onto` (B, out, h, w) is added to it; then, where a `slope` is given, comes LeakyReLU (0: ReLU).
     """
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    fits = x.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
-    if not (FUSED and fits) or torch.is_grad_enabled():
-        return F.leaky_relu(layer(x), slope) if slope else F.relu(layer(x))
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else parts[0].dtype
+    leaky_sum = bool(slope) and (len(parts) > 1 or onto is not None)  # which oneDNN does not know
+    if _by_parts(parts[0]) and dtype in (torch.float32, torch.bfloat16) and not leaky_sum:
+        return _convolve_by_parts(layer, parts, dtype, slope, onto)
+    out: Tensor = layer(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
+    out = out if onto is None else out + onto
+    if slope is None:
+        return out
+    return F.leaky_relu(out, slope) if slope else F.relu(out)
+
+
+def _by_parts(x: Tensor) -> bool:
+    """Return whether a convolution of several parts is the sum of theirs: on a CPU, without gradients."""
+    return FUSED and x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def _convolve_by_parts(
+    layer: nn.Conv2d, parts: Sequence[Tensor], dtype: torch.dtype, slope: float | None, onto: Tensor | None
+) -> Tensor:
+    """Do what `convolve` does by oneDNN, which adds up in place and takes the activation with the last part.
+
+    To copy parts side by side would take as long as a dense block's convolutions, and activations of their
+    own a fifth of FAPN's time. The result differs in its rounding alone.
+    """
+    onednn = torch.ops.mkldnn
+    geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
     bias = None if layer.bias is None else layer.bias.to(dtype)
-    out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        x.to(dtype),
-        layer.weight.to(dtype),
-        bias,
-        layer.padding,
-        layer.stride,
-        layer.dilation,
-        layer.groups,
-        "leaky_relu" if slope else "relu",
-        [slope] if slope else [],
-        "",
-    )
-    return out
+    weights = layer.weight.to(dtype).split([part.shape[1] for part in parts], 1)
+    total: Any = None
+    for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+        kind = None if slope is None or i < len(parts) - 1 else "leaky_relu" if slope else "relu"
+        unary = (kind, [slope] if slope else [], "")
+        x, given = part.to(dtype), (weight.contiguous(memory_format=torch.channels_last), bias, *geometry)
+        if total is not None:
+            total = onednn._convolution_pointwise_.binary(total, x, *given, "add", 1.0, *unary)
+        elif onto is not None:
+            total = onednn._convolution_pointwise.binary(x, onto.to(dtype), *given, "add", 1.0, *unary)
+        else:
+            total = onednn._convolution_pointwise(x, *given, kind or "none", *unary[1:])
+        bias = None  # added once
+    return total
 
 
 class Stack(nn.Sequential):
@@ -74,7 +100,7 @@ class Stack(nn.Sequential):
         while layers:
             layer = layers.pop(0)
             if isinstance(layer, nn.Conv2d) and layers and isinstance(layers[0], nn.ReLU | nn.LeakyReLU):
-                x = activated(layer, x, getattr(layers.pop(0), "negative_slope", 0.0))
+                x = convolve(layer, x, slope=getattr(layers.pop(0), "negative_slope", 0.0))
             else:
                 x = layer(x)
         return x
@@ -110,12 +136,32 @@ def gradient_map(image: Tensor) -> Tensor:
 def box_mean(x: Tensor, size: int) -> Tensor:
     """Return the mean over a size×size window (size odd) around each pixel; outside the image nothing counts.
 
-    Separable: two passes of `size` additions, whose result does not depend on where a tile begins
-    (an integral image would round differently from tile to tile).
+    In float32 at least, (B, C, h, w) contiguous. Columns, then rows, each by sums of 1, 2, 4, … pixels: the
+    additions of a pixel are always the same ones, wherever a tile begins (an integral image would round
+    differently from tile to tile).
     """
-    half = size // 2
-    x = F.avg_pool2d(x, (size, 1), stride=1, padding=(half, 0), count_include_pad=False)
-    return F.avg_pool2d(x, (1, size), stride=1, padding=(0, half), count_include_pad=False)
+    x = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    for dim in (2, 3):
+        pixels = x.shape[dim]
+        here = torch.arange(pixels, device=x.device)
+        ends = (here + size // 2).clamp(max=pixels - 1) - (here - size // 2).clamp(min=0) + 1
+        x = _window_sums(x, size, dim) / (ends[:, None] if dim == 2 else ends)
+    return x
+
+
+def _window_sums(x: Tensor, size: int, dim: int) -> Tensor:
+    """Return the sum of `size` pixels around each along `dim`, zero outside."""
+    half, kept, first = size // 2, x.shape[dim], 0
+    sums = F.pad(x, (0, 0, half, half) if dim == 2 else (half, half))  # of `power` pixels from here on
+    parts = []
+    for power in (1 << bit for bit in range(size.bit_length())):
+        if power > 1:
+            rest = sums.shape[dim] - power // 2
+            sums = sums.narrow(dim, 0, rest) + sums.narrow(dim, power // 2, rest)
+        if size & power:
+            parts.append(sums.narrow(dim, first, kept))
+            first += power
+    return sum(parts[1:], parts[0])
 
 
 def windows(x: Tensor, size: int) -> Tensor:
@@ -138,8 +184,8 @@ def merge_windows(x: Tensor, height: int, width: int) -> Tensor:
 class DenseResidualBlock(nn.Module):
     """Three densely connected 3×3 convolutions with ReLU, fused by a 1×1 convolution.
 
-    Input (B, inputs, h, w), output (B, features, h, w). The caller adds the residual, because the input
-    of an SRB block carries the GEB's channels as well.
+    Takes what it works on in any number of parts, `inputs` channels together, and returns its residual added
+    to `onto`, both (B, features, h, w).
     """
 
     def __init__(self, inputs: int, features: int, growth: int, layers: int = 3) -> None:
@@ -147,8 +193,9 @@ class DenseResidualBlock(nn.Module):
         self.layers = nn.ModuleList(conv(inputs + i * growth, growth) for i in range(layers))
         self.fuse = conv(inputs + layers * growth, features, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *parts: Tensor, onto: Tensor) -> Tensor:
         for layer in self.layers:
-            x = torch.cat((x, activated(layer, x)), 1)  # type: ignore[arg-type] # a list of modules
-        out: Tensor = self.fuse(x)
-        return out
+            parts = (*parts, convolve(layer, *parts, slope=0.0))  # type: ignore[arg-type] # a list of modules
+            if not _by_parts(parts[0]):
+                parts = (torch.cat(parts, 1),)
+        return convolve(self.fuse, *parts, onto=onto)

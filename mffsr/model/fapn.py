@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mffsr.model.blocks import LEAK, Stack, activated, box_mean, conv, conv_stack, merge_windows, windows
+from mffsr.model.blocks import LEAK, Stack, box_mean, conv, conv_stack, convolve, merge_windows, windows
 
 __all__ = ["AEM", "CAM", "FAPN", "FPM", "FR", "SAM", "FapnConfig", "FocusMaps"]
 
@@ -134,7 +134,7 @@ class FR(nn.Module):
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, feature: Tensor, local: Tensor, glob: Tensor) -> Tensor:
-        refined = torch.sigmoid(activated(self.conv, feature))
+        refined = torch.sigmoid(convolve(self.conv, feature, slope=0.0))
         if self.training or torch.is_grad_enabled():
             # Normalised in float32: half-precision statistics are rough, and on a CPU twice as slow to train.
             normal = self.norm(refined.to(self.norm.weight.dtype))

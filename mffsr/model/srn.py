@@ -18,7 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mffsr.model.blocks import LEAK, DenseResidualBlock, Stack, concatenate, conv, conv_stack, gradient_map
+from mffsr.model.blocks import (
+    LEAK,
+    DenseResidualBlock,
+    Stack,
+    concatenate,
+    conv,
+    conv_stack,
+    convolve,
+    gradient_map,
+)
 
 __all__ = ["SCALES", "SRN", "Decoder", "SourceFeatures", "SrnConfig", "enlarge"]
 
@@ -118,9 +127,9 @@ class SRN(nn.Module):
         deep, edges = self._trunk(self.enter(low), gradient)
         if self.config.shallow_deep:
             attention = torch.sigmoid(self.attention(torch.cat((low, deep), 1)))  # (10)
-            lifted = attention * self.project(torch.cat((deep, *edges), 1)) + low  # (11)
+            lifted = attention * convolve(self.project, deep, *edges) + low  # (11)
         else:
-            lifted = self.project(torch.cat((deep, *edges), 1))
+            lifted = convolve(self.project, deep, *edges)
         up = self.deconv(self.lift(lifted))  # (11), F^SRN
         resized = F.interpolate(
             gradient, scale_factor=self.config.scale, mode="bilinear", align_corners=False
@@ -130,16 +139,15 @@ class SRN(nn.Module):
     def _trunk(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return F^h and, with GEB, (∇F^h,): the dense residual blocks of each branch and their fusion."""
         first, edge = x, self.gradient(gradient) if self.config.gradient_embedding else None
-        total: Tensor | None = None
+        total = None
         for depth, block in enumerate(self.srb):
             if edge is None:
-                x = x + block(x)
+                x = block(x, onto=x)
             else:
-                edge = edge + self.geb[depth](edge)
-                x = x + block(torch.cat((x, edge), 1))
-            part = self.gather[depth](x)
-            total = part if total is None else total + part
-        deep = self.global_fusion(total) + first
+                edge = self.geb[depth](edge, onto=edge)
+                x = block(x, edge, onto=x)
+            total = convolve(self.gather[depth], x, onto=total)  # type: ignore[arg-type] # a list of modules
+        deep = first if total is None else convolve(self.global_fusion, total, onto=first)
         return deep, () if edge is None else (edge,)
 
     def forward(self, image: Tensor) -> Tensor:
