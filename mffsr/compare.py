@@ -124,7 +124,7 @@ def compare(
                 image1, image2 = (to_tensor(photo[part.outer], runtime) for photo in pair)
                 make_room_for(image1.nbytes)
                 with torch.inference_mode(), runtime.autocast():
-                    found = _read(model.focus(image1, image2), part.inner)
+                    found = _read(model.focus(image1, image2, part.inner))
                 if level < top:
                     found = np.where(doubt[part.core] & (np.abs(found) >= TIE), found, margin[part.core])
                 margin[part.core] = found
@@ -207,9 +207,9 @@ def detail_window(height: int, width: int) -> int:
     return max(LEAST_WINDOW, round(min(height, width) * DETAIL_WINDOW)) | 1
 
 
-def _read(maps: FocusMaps, inner: tuple[slice, slice]) -> Margin:
+def _read(maps: FocusMaps) -> Margin:
     """Return 255 · (M2 − M1) of a tile's core, rounded away from zero so that the sign is kept."""
-    difference = (maps.m2 - maps.m1)[0, 0][inner]
+    difference = (maps.m2 - maps.m1)[0, 0]
     if not bool(torch.isfinite(difference).all()):
         raise MffsrError("the focus map is not finite: damaged weights, or a precision too low for them")
     found: Margin = (difference.sign() * (difference.abs() * 255).ceil()).to(torch.int16).cpu().numpy()

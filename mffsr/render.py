@@ -97,12 +97,9 @@ def _render_tile(
                 masks = soft_transition(masks)
         else:
             masks = torch.ones_like(masks)  # alone within reach of the core
-        image = model.render(images, masks)
-    rows, columns = (
-        slice((inner.start + before) * model.scale, (inner.stop + before) * model.scale)
-        for inner, before in zip(part.inner, (top, left), strict=True)
-    )
-    return image[:, :, rows, columns]
+        rows, columns = part.inner
+        core = slice(rows.start + top, rows.stop + top), slice(columns.start + left, columns.stop + left)
+        return model.render(images, masks, core)
 
 
 def _border(part: Tile, shape: tuple[int, ...]) -> tuple[int, int, int, int]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from mffsr.checkpoint import assemble, save_network
 from mffsr.device import Runtime
-from mffsr.model import FAPN, FN, FapnConfig, JointModel, SrnConfig
+from mffsr.model import FAPN, FN, FapnConfig, FocusMaps, JointModel, SrnConfig
+from mffsr.model.blocks import Region
 
 torch.set_num_threads(1)  # as many test processes as cores do more than one process of many threads
 cv2.setNumThreads(1)
@@ -53,6 +54,12 @@ def bracket(height: int, width: int, seed: int = 0, blur: float = 2.0) -> tuple[
     soft = cv2.GaussianBlur(sharp, (0, 0), blur)
     where = mask[:, :, None] == 1
     return np.where(where, sharp, soft), np.where(where, soft, sharp), sharp, mask
+
+
+def undecided(image1: torch.Tensor, _: torch.Tensor, wanted: Region) -> FocusMaps:
+    """Stand in for `JointModel.focus`: a network that sees no difference."""
+    half = torch.full_like(image1[:, :1, wanted[0], wanted[1]], 0.5)
+    return FocusMaps(half, half)
 
 
 @pytest.fixture(scope="session")

@@ -25,9 +25,9 @@ def small_pyramid(monkeypatch):
 def sharpness_model(model, monkeypatch):
     """Let the model measure sharpness: the means of the gradient over 9×9 pixels, compared."""
 
-    def measure(image1, image2):
+    def measure(image1, image2, wanted):
         s1, s2 = (box_mean(gradient_map(image).abs(), 9) for image in (image1, image2))
-        m1 = torch.sigmoid(12 * (s1 - s2) / (s1 + s2 + 1e-3))
+        m1 = torch.sigmoid(12 * (s1 - s2) / (s1 + s2 + 1e-3))[:, :, wanted[0], wanted[1]]
         return FocusMaps(m1, 1 - m1)
 
     monkeypatch.setattr(model, "focus", measure)
@@ -104,10 +104,10 @@ def test_coarse_levels_decide_what_the_fine_one_cannot_see(cpu, monkeypatch):
     model = tiny_model(1)
     seen = []
 
-    def measure(image1, image2):
+    def measure(image1, image2, wanted):
         seen.append(image1.shape[-1])
         fine = image1.shape[-1] > 130
-        tie = torch.full_like(image1[:, :1], 0.5)
+        tie = torch.full_like(image1[:, :1, wanted[0], wanted[1]], 0.5)
         return FocusMaps(tie, tie) if fine else FocusMaps(tie * 0, tie * 2)
 
     monkeypatch.setattr(model, "focus", measure)

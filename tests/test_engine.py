@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import bracket, textured, tiny_model
+from conftest import bracket, textured, tiny_model, undecided
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -155,10 +155,10 @@ def test_out_of_memory_halves_the_tile(cpu, monkeypatch, error):
     expected = fuse_bracket(photos(near, far), model, cpu, tile=256, align=False)
     features = type(model.fn.srn).features
 
-    def greedy(self, image):
+    def greedy(self, image, region=None):
         if max(image.shape[2:]) > 150:
             raise error
-        return features(self, image)
+        return features(self, image, region)
 
     monkeypatch.setattr(type(model.fn.srn), "features", greedy)
     told = []
@@ -178,7 +178,7 @@ def test_out_of_memory_halves_the_tile(cpu, monkeypatch, error):
 def test_out_of_memory_ends_at_the_smallest_tile(cpu, monkeypatch):
     model = tiny_model(2)
 
-    def greedy(self, image):
+    def greedy(self, image, region=None):
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(type(model.fn.srn), "features", greedy)
@@ -234,9 +234,12 @@ def test_focus_of_a_network_that_knows(cpu, monkeypatch):
 
     model = tiny_model(1)
 
-    def measure(image1, image2):
+    def measure(image1, image2, wanted):
         s1, s2 = (torch.nn.functional.avg_pool2d(gradient_map(i).abs(), 9, 1, 4) for i in (image1, image2))
-        return FocusMaps(s1 / (s1 + s2 + 1e-6), s2 / (s1 + s2 + 1e-6))
+        maps = (
+            s[:, :, wanted[0], wanted[1]] / (s1 + s2 + 1e-6)[:, :, wanted[0], wanted[1]] for s in (s1, s2)
+        )
+        return FocusMaps(*maps)
 
     monkeypatch.setattr(model, "focus", measure)
     sharp = textured(90, 120)
@@ -293,11 +296,8 @@ def test_of_frames_that_are_all_sharp_the_preferred_one_is_taken(cpu, prefer, ex
 
 def test_a_stack_takes_every_depth_from_its_frame(cpu, monkeypatch):
     """The network that sees no difference leaves what the detail says, in any order of the frames."""
-    from mffsr.model import FocusMaps
-
     model = tiny_model(1)
-    half = torch.full((1, 1, 1, 1), 0.5)
-    monkeypatch.setattr(model, "focus", lambda a, _: FocusMaps(*(half.expand(1, 1, *a.shape[2:]),) * 2))
+    monkeypatch.setattr(model, "focus", undecided)
     sharp = textured(160, 240)
     soft = cv2.GaussianBlur(sharp, (0, 0), 3)
     truth = (np.arange(240) // 60)[None].repeat(160, 0)

@@ -194,6 +194,33 @@ def test_a_convolution_by_parts_is_that_of_all_side_by_side(slope, dtype, kernel
     assert onto is None or torch.equal(onto, kept)
 
 
+REGIONS = [(slice(0, 30), slice(31, 60)), (slice(50, 51), slice(40, 41)), (slice(70, 90), slice(0, 96))]
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_the_maps_of_a_region_are_those_of_the_whole(region):
+    model = tiny_fapn().double()
+    with torch.no_grad():
+        pair = noise(90, 96).double(), noise(90, 96, seed=1).double()
+        whole, part = model(*pair), model(*pair, region)
+    for found, expected in zip(part, whole, strict=True):
+        torch.testing.assert_close(found, expected[:, :, region[0], region[1]])
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_enlargement_of_a_region_is_that_of_the_whole(region, scale, count):
+    model = tiny_fn(scale).double()
+    sources = [noise(90, 96, seed=i).double() for i in range(count)]
+    masks = torch.rand(1, count, 90, 96, dtype=torch.float64)
+    masks = masks / masks.sum(1, keepdim=True)
+    with torch.no_grad():
+        whole, part = model(sources, masks), model(sources, masks, region)
+    rows, columns = (slice(s.start * scale, s.stop * scale) for s in region)
+    torch.testing.assert_close(part, whole[:, :, rows, columns], rtol=1e-5, atol=1e-5)
+
+
 def test_a_stack_takes_an_activation_with_its_convolution():
     layer, x = conv(5, 7), noise(9, 11)[:, :1].expand(1, 5, 9, 11)
     with torch.no_grad():

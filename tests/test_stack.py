@@ -15,14 +15,13 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from conftest import bracket, textured, tiny_model
+from conftest import bracket, textured, tiny_model, undecided
 
 from mffsr import frames as frames_module
 from mffsr.engine import fuse_bracket
 from mffsr.errors import BracketError, PhotoError, UsageError
 from mffsr.events import Events
 from mffsr.frames import FrameStore, row_blocks
-from mffsr.model import FocusMaps
 from mffsr.photo import Photo, read_photo, write_photo
 from mffsr.photo.align import Registration
 from mffsr.plan import Plan, memory_of, plan_tiles
@@ -137,8 +136,8 @@ from mffsr.model import FocusMaps
 from mffsr.photo import Photo
 from mffsr.photo.align import Registration
 model = tiny_model(1)
-def focus(a, b):
-    d = (a - b).mean(1, keepdim=True)
+def focus(a, b, wanted):
+    d = (a - b).mean(1, keepdim=True)[:, :, wanted[0], wanted[1]]
     return FocusMaps(0.5 + d / 2, 0.5 - d / 2)
 model.focus = focus
 base = np.random.default_rng(0).integers(0, 256, (1200, 1700, 3)).astype(np.uint8)
@@ -230,7 +229,7 @@ def test_near_and_far():
 @pytest.mark.parametrize("swap", [False, True])
 def test_prefer_decides_ties_whatever_the_direction(swap, cpu, monkeypatch):
     model = tiny_model(1)
-    monkeypatch.setattr(model, "focus", lambda a, b: FocusMaps(a[:, :1] * 0 + 0.5, b[:, :1] * 0 + 0.5))
+    monkeypatch.setattr(model, "focus", undecided)
     arrays = [textured(64, 64, s) for s in ((1, 0) if swap else (0, 1))]
     for prefer, winner in (("near", 0), ("far", 1)):
         fused = fuse_bracket([photo(a) for a in arrays], model, cpu, align=False, prefer=prefer)

@@ -18,16 +18,21 @@ from torch import Tensor, nn
 
 __all__ = [
     "DenseResidualBlock",
+    "Region",
     "Stack",
     "box_mean",
     "concatenate",
     "conv",
     "conv_stack",
     "convolve",
+    "crop",
     "gradient_map",
     "merge_windows",
+    "widened",
     "windows",
 ]
+
+Region = tuple[slice, slice]  # rows and columns of an image
 
 LEAK = 0.2  # LeakyReLU slope of the authors
 FUSED = (  # PyTorch names the operator itself in no documentation: without it, all goes on as before
@@ -121,6 +126,23 @@ def concatenate(*parts: Tensor) -> Tensor:
     slower, and so is everything after it.
     """
     return torch.cat([part.permute(0, 2, 3, 1) for part in parts], -1).permute(0, 3, 1, 2)
+
+
+def widened(region: Region, reach: int, image: Tensor) -> tuple[Region, Region]:
+    """Return `region` of an image (B, C, h, w) with `reach` pixels around it, and where it lies therein."""
+    sizes = image.shape[-2:]
+    (top, bottom), (left, right) = (
+        (max(0, own.start - reach), min(size, own.stop + reach))
+        for own, size in zip(region, sizes, strict=True)
+    )
+    rows, columns = region
+    inner = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+    return (slice(top, bottom), slice(left, right)), inner
+
+
+def crop(x: Tensor, region: Region) -> Tensor:
+    """Return a region of (B, C, h, w) as a tensor of its own, channels last."""
+    return x[:, :, region[0], region[1]].contiguous(memory_format=torch.channels_last)
 
 
 def gradient_map(image: Tensor) -> Tensor:

@@ -16,7 +16,19 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mffsr.model.blocks import LEAK, Stack, box_mean, conv, conv_stack, convolve, merge_windows, windows
+from mffsr.model.blocks import (
+    LEAK,
+    Region,
+    Stack,
+    box_mean,
+    conv,
+    conv_stack,
+    convolve,
+    crop,
+    merge_windows,
+    widened,
+    windows,
+)
 
 __all__ = ["AEM", "CAM", "FAPN", "FPM", "FR", "SAM", "FapnConfig", "FocusMaps"]
 
@@ -58,9 +70,13 @@ class FapnConfig:
         aem = 4 * 2 + 2  # four 5×5 convolutions, then 3×3 and 3×3 for the affinity map
         sam = 4 + (self.sam_window - 1) + 2  # four 3×3, a whole window, two 3×3
         cam = self.cam_window // 2
-        fpm = 3 * 2 + self.blocks + 5  # three 5×5, one 3×3 in each FR, five 3×3
         used = {"sam-cam": sam + cam, "cam-sam": sam + cam, "sam": sam, "cam": cam, "none": 0}
-        return aem + used[self.attention] + fpm
+        return aem + used[self.attention] + self.fpm_reach
+
+    @property
+    def fpm_reach(self) -> int:
+        """The part of `reach` that is FPM's."""
+        return 3 * 2 + self.blocks + 5  # three 5×5, one 3×3 in each FR, five 3×3
 
 
 class AEM(nn.Module):
@@ -220,15 +236,18 @@ class FAPN(nn.Module):
             self._attend(f5, affinity, self.sam5, self.cam5),
         )
 
-    def logits(self, image1: Tensor, image2: Tensor) -> Tensor:
+    def logits(self, image1: Tensor, image2: Tensor, wanted: Region | None = None) -> Tensor:
         """Return (B, 2, h, w): the maps before their sigmoid, which is where losses are steady."""
         batch = image1.shape[0]
         f3, f5 = self.enhance(torch.cat((image1, image2)))  # both photos, one set of weights
         enhanced = torch.cat((f3[:batch], f3[batch:], f5[:batch], f5[batch:]), 1)  # (7)
+        if wanted is not None:
+            outer, wanted = widened(wanted, self.config.fpm_reach, image1)
+            return crop(self.fpm(crop(enhanced, outer)), wanted)
         out: Tensor = self.fpm(enhanced)
         return out
 
-    def forward(self, image1: Tensor, image2: Tensor) -> FocusMaps:
-        """Return M1 and M2, (B, 1, h, w) in [0, 1]."""
-        m1, m2 = torch.sigmoid(self.logits(image1, image2).float()).split(1, 1)
+    def forward(self, image1: Tensor, image2: Tensor, wanted: Region | None = None) -> FocusMaps:
+        """Return M1 and M2, (B, 1, h, w) in [0, 1]; with `wanted`, of that region alone, for less work."""
+        m1, m2 = torch.sigmoid(self.logits(image1, image2, wanted).float()).split(1, 1)
         return FocusMaps(m1, m2)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mffsr.model.blocks import Region, crop, widened
 from mffsr.model.fapn import FAPN, FapnConfig, FocusMaps
 from mffsr.model.srn import SRN, Decoder, SourceFeatures, SrnConfig
 
@@ -47,25 +48,43 @@ class FN(nn.Module):
         self.srn = SRN(config)
         self.d2 = Decoder(config.features + 1)
 
-    def forward(self, sources: Sequence[Tensor], masks: Tensor) -> Tensor:
+    def forward(self, sources: Sequence[Tensor], masks: Tensor, wanted: Region | None = None) -> Tensor:
         """Return the fused enlargement (B, 3, s·h, s·w), float32, not clipped.
 
         `sources`: n images (B, 3, h, w) in [0, 1]; `masks`: (B, n, h, w), M^pred of each source, summing
-        to 1. A source whose mask is zero everywhere may be left out: the result is the same.
+        to 1. A source whose mask is zero everywhere may be left out: the result is the same. With a `wanted`
+        region of the sources only its enlargement is returned: the same, for less work.
         """
         if masks.shape[1] != len(sources):
             raise ValueError(f"{len(sources)} sources but {masks.shape[1]} masks")
+        region = inner = None
+        if wanted is not None:
+            region, inner = widened(wanted, self.config.upward_reach, masks)
+            masks = crop(masks, region)
         # One source alone has mask 1 throughout.
-        fused = self.srn.features(sources[0]) if len(sources) == 1 else self._weighted_sum(sources, masks)
-        return fused.base + self.d2(fused.features).float()  # (16)
+        fused = (
+            self.srn.features(sources[0], region)
+            if len(sources) == 1
+            else self._weighted_sum(sources, masks, region)
+        )
+        image = fused.base + self.d2(fused.features).float()  # (16)
+        if inner is None:
+            return image
+        rows, columns = (slice(s.start * self.config.scale, s.stop * self.config.scale) for s in inner)
+        return image[:, :, rows, columns]
 
-    def _weighted_sum(self, sources: Sequence[Tensor], masks: Tensor) -> SourceFeatures:
-        """Return the mask-weighted sum of the sources' features and bases, equation (15)."""
+    def _weighted_sum(
+        self, sources: Sequence[Tensor], masks: Tensor, region: Region | None
+    ) -> SourceFeatures:
+        """Return the mask-weighted sum of the sources' features and bases, equation (15).
+
+        Masks are those of the region.
+        """
         scale = self.config.scale
         weights = F.interpolate(masks.float(), scale_factor=scale, mode="bilinear", align_corners=False)
         total: SourceFeatures | None = None
         for source, weight in zip(sources, weights.split(1, 1), strict=True):
-            features, base = self.srn.features(source)
+            features, base = self.srn.features(source, region)
             features, base = weight.to(features.dtype) * features, weight * base
             if total is not None:
                 features, base = total.features + features, total.base + base
@@ -88,18 +107,21 @@ class JointModel(nn.Module):
         """Enlargement: 1 (fusion alone), 2, 3 or 4."""
         return self.fn.config.scale if self.fn is not None else 1
 
-    def focus(self, image1: Tensor, image2: Tensor) -> FocusMaps:
-        """Return M1 and M2, (B, 1, h, w) in [0, 1], of two images (B, 3, h, w) in [0, 1]."""
-        maps: FocusMaps = self.fapn(image1, image2)
+    def focus(self, image1: Tensor, image2: Tensor, wanted: Region | None = None) -> FocusMaps:
+        """Return M1 and M2, (B, 1, h, w) in [0, 1], of two images (B, 3, h, w) in [0, 1].
+
+        See `FAPN.forward` for `wanted`.
+        """
+        maps: FocusMaps = self.fapn(image1, image2, wanted)
         return maps
 
-    def render(self, sources: Sequence[Tensor], masks: Tensor) -> Tensor:
+    def render(self, sources: Sequence[Tensor], masks: Tensor, wanted: Region | None = None) -> Tensor:
         """Return the fused image (B, 3, s·h, s·w), float32; see `FN.forward` for the arguments."""
         if self.fn is None:
-            return torch.stack([m * s for m, s in zip(masks.float().split(1, 1), sources, strict=True)]).sum(
-                0
-            )
-        out: Tensor = self.fn(sources, masks)
+            parts = [m * s for m, s in zip(masks.float().split(1, 1), sources, strict=True)]
+            image = torch.stack(parts).sum(0)
+            return image if wanted is None else image[:, :, wanted[0], wanted[1]]
+        out: Tensor = self.fn(sources, masks, wanted)
         return out
 
     def forward(self, image1: Tensor, image2: Tensor) -> tuple[Tensor, FocusMaps]:

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from mffsr.model.blocks import (
     LEAK,
     DenseResidualBlock,
+    Region,
     Stack,
     concatenate,
     conv,
     conv_stack,
     convolve,
+    crop,
     gradient_map,
 )
 
@@ -66,9 +68,14 @@ class SrnConfig:
         """Radius in low-resolution pixels beyond which an input pixel cannot influence an output pixel."""
         heads = 1 + 1 + 1  # gradient map, its head or the two shallow convolutions
         trunk = 3 * (self.blocks + 1)  # a GEB block feeds the SRB block of its depth
-        attention = 1 + 3  # global fusion, then three 3×3
+        return heads + trunk + 1 + self.upward_reach  # 1: global fusion
+
+    @property
+    def upward_reach(self) -> int:
+        """The part of `reach` that comes after F^h, the decoder's with it."""
+        attention = 3  # three 3×3
         upward = 2 + 2 + 2  # two 3×3, the deconvolutions, the decoder and the bicubic kernel
-        return heads + trunk + attention + upward
+        return attention + upward
 
 
 def enlarge(image: Tensor, scale: int) -> Tensor:
@@ -120,11 +127,17 @@ class SRN(nn.Module):
         self.deconv = nn.Sequential(*(layer for step in steps for layer in _deconv(width, step)))
         self.d1 = Decoder(width + 1)
 
-    def features(self, image: Tensor) -> SourceFeatures:
-        """Return F̄^SRN and the bicubic base of a source (B, 3, h, w) in [0, 1]."""
+    def features(self, image: Tensor, region: Region | None = None) -> SourceFeatures:
+        """Return F̄^SRN and the bicubic base of a source (B, 3, h, w) in [0, 1].
+
+        With a `region`, of that alone; within `upward_reach` of its border they are not those of the image.
+        """
         gradient = gradient_map(image)
         low = self.shallow(image)  # F^l
         deep, edges = self._trunk(self.enter(low), gradient)
+        if region is not None:
+            image, gradient, low, deep = (crop(x, region) for x in (image, gradient, low, deep))
+            edges = tuple(crop(x, region) for x in edges)
         if self.config.shallow_deep:
             attention = torch.sigmoid(self.attention(torch.cat((low, deep), 1)))  # (10)
             lifted = attention * convolve(self.project, deep, *edges) + low  # (11)

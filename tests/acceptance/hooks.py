@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 
@@ -18,13 +19,13 @@ def out_of_memory(side: str) -> None:
         if max(image.shape[2:]) > int(side):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    def small_render(self: JointModel, images: list[torch.Tensor], masks: torch.Tensor) -> torch.Tensor:
+    def small_render(self: JointModel, images: list[torch.Tensor], *rest: Any) -> torch.Tensor:
         enough(images[0])
-        return render(self, images, masks)
+        return render(self, images, *rest)
 
-    def small_focus(self: JointModel, one: torch.Tensor, other: torch.Tensor) -> object:
-        enough(one)
-        return focus(self, one, other)
+    def small_focus(self: JointModel, image: torch.Tensor, *rest: Any) -> object:
+        enough(image)
+        return focus(self, image, *rest)
 
     JointModel.render, JointModel.focus = small_render, small_focus  # type: ignore[assignment,method-assign]
 
