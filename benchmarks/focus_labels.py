@@ -82,11 +82,18 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="run every level of the pyramid everywhere")
     parser.add_argument("--maps", type=Path, help="write depth and label map side by side into this folder")
     options = parser.parse_args()
+    if min(options.frames) < 2:
+        parser.error("--frames: a bracket has at least 2")
+    if options.maps:
+        options.maps.mkdir(parents=True, exist_ok=True)
     runtime = choose()
     model = runtime.place(load_model(1, options.weights)[0])
     print(f"{'photo':>24} {'size':>10} {'N':>3} levels   same frame   right   undecided   tiles   seconds")
     for path in options.photos:
-        sharp = cv2.imread(str(path), cv2.IMREAD_COLOR)[:, :, ::-1]
+        read = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if read is None:
+            raise SystemExit(f"{path}: cannot be read as a photo")
+        sharp = read[:, :, ::-1]
         if options.width:
             height = round(sharp.shape[0] * options.width / sharp.shape[1])
             sharp = cv2.resize(sharp, (options.width, height), interpolation=cv2.INTER_LANCZOS4)

@@ -2,8 +2,9 @@
 
     python benchmarks/memory.py
 
-Every run is a process of its own on a drawn pair of 1200×900; printed is its peak resident memory above that
-of a run with the smallest tile, per pixel of the largest tile with its halo.
+Every run is a process of its own on a drawn pair of 1200×900, with the program's own handling of freed
+memory; printed is its peak resident memory above that of a run with the smallest tile, per pixel of the
+largest tile with its halo.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ SMALL, LARGE = 64, 512
 def peak(folder: Path, scale: int, focus: int, render: int, precision: str) -> int:
     """Return the peak resident bytes of one run."""
     code = (
-        "import sys, resource; import mffsr.engine as f\n"
+        "import resource; from mffsr import allocator as a; a.keep_freed_memory(); a.keep_no_kernels()\n"
+        "import mffsr.engine as f\n"
         f"f.plan_tiles = lambda *a: f.Plan(focus={focus}, render={render})\n"
         f"f.fuse(['{folder}/a.png', '{folder}/b.png'], scale={scale}, precision='{precision}', align=False)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"

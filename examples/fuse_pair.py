@@ -12,6 +12,8 @@ import mffsr
 if __name__ == "__main__":
     *photos, output = sys.argv[1:]
     fused = mffsr.fuse(photos, scale=2)
-    mffsr.write_photo(fused, output, overwrite=True)
+    mffsr.write_photo(
+        fused, output
+    )  # refuses to replace a file, such as a photo where the output was forgotten
     width, height = fused.size
     print(f"{output}: {width}×{height}, {fused.bit_depth} bits a channel")

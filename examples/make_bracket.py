@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import mffsr
+from mffsr.photo import with_depth
 from mffsr.training.synth import defocus, kernel
 
 RADIUS = 4.0  # of the blur discs, pixels
@@ -24,7 +25,8 @@ MARGIN = 16
 
 def make(photo: Path, folder: Path, ellipses: list[tuple[int, int, int, int]]) -> list[Path]:
     """Write near.jpg and far.jpg and return their paths."""
-    pixels = mffsr.read_photo(photo).pixels[:, :, :3]
+    read = with_depth(mffsr.read_photo(photo), 8)
+    pixels = read.pixels
     mask = np.zeros(pixels.shape[:2], np.uint8)
     for x, y, across, down in ellipses:
         cv2.ellipse(mask, (x, y), (across, down), 0, 0, 360, 255, -1, cv2.LINE_AA)
@@ -40,7 +42,7 @@ def make(photo: Path, folder: Path, ellipses: list[tuple[int, int, int, int]]) -
     for path, frame in zip(paths, made.frames, strict=True):
         inner = frame[0, :, MARGIN:-MARGIN, MARGIN:-MARGIN].clamp(0, 1).permute(1, 2, 0).numpy()
         array = np.ascontiguousarray((inner * 255).round().astype(np.uint8))
-        mffsr.write_photo(mffsr.Photo(pixels=array), path, quality=92, overwrite=True)
+        mffsr.write_photo(mffsr.Photo(pixels=array, icc=read.icc), path, quality=92)
     return paths
 
 

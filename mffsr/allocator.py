@@ -1,4 +1,4 @@
-"""How the process takes memory from the system, which is a third of a CPU's time if left alone."""
+"""How the process takes memory from the system: left alone, that costs a third of the CPU time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
 M_MMAP_MAX = -4
 
-_kept = {"size": 0}  # of the tile that the kept memory was used for, in bytes; 0: nothing is kept
+# Size in bytes of the tile that the kept memory was used for; 0: nothing is kept, -1: no tile yet.
+_kept = {"size": 0}
 
 
 def keep_freed_memory() -> None:
@@ -46,7 +47,8 @@ def make_room_for(size: int) -> None:
 def keep_no_kernels() -> None:
     """Let oneDNN keep none of the code that it makes for each layer and each size of tile.
 
-    That is some hundred megabytes, and no time to speak of for tiles that take seconds. Must be called before
-    the first convolution.
+    That is some hundred megabytes, and no time to speak of for tiles that take seconds. An environment
+    variable does it, so it holds for the whole process, a library's host too; one that is set already is left
+    alone. Without effect after the first convolution.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "0")

@@ -90,12 +90,12 @@ class Claims:
     """Which bracket writes which file: no two write one, and none writes a photo of any bracket."""
 
     def __init__(self, brackets: Sequence[Bracket]) -> None:
-        self._inputs = {os.path.realpath(photo) for bracket in brackets for photo in bracket.photos}
+        self._inputs = {_real(photo) for bracket in brackets for photo in bracket.photos}
         self._claimed: dict[str, Bracket] = {}
 
     def claim(self, target: Path, bracket: Bracket) -> None:
         """Note an output; raises UsageError for one that is an input, BracketError for another bracket's."""
-        real = os.path.normcase(os.path.realpath(target))
+        real = _real(target)
         if real in self._inputs:
             raise UsageError(
                 f"{target}: is one of the inputs, which are never overwritten\nchoose another -o"
@@ -103,6 +103,11 @@ class Claims:
         other = self._claimed.setdefault(real, bracket)
         if other is not bracket:
             raise BracketError(f"{target}: is the output of bracket {other.name} already\nrename one of them")
+
+
+def _real(path: Path) -> str:
+    """Return the one name of a file, whatever links and, on Windows, capitals lead to it."""
+    return os.path.normcase(os.path.realpath(path))
 
 
 class _Skipped(Exception):  # noqa: N818 - nothing went wrong
@@ -188,15 +193,21 @@ class _Batch(Generic[R]):
         self.records.begin(target, key, files)
         try:
             details = self.worker.write(result)
-        except Exception:
-            self.records.forget(target, key)
-            if files[0] == target:
+        except Exception as fault:
+            # Errors name the file that they are of: unless that is the photo, a photo that is there is ours,
+            # and --resume goes on with it.
+            of_the_photo = str(fault).startswith(f"{target}:")
+            if files[0] != target or of_the_photo or not os.path.lexists(target):
+                self.records.forget(target, key)
+            if files[0] == target and of_the_photo:
                 self._look_again(ahead)
             raise
         changed = [photo for photo, before in ahead.contents.items() if not unchanged(photo, before)]
         if changed:  # of what the result was made is not known
             self.records.forget(target, key)
-            self.warn(f"{changed[0]}: was changed while it was read; the result may be of old and new")
+            self.warn(
+                f"{changed[0]}: was changed while it was being read; the result may mix old and new contents"
+            )
         else:
             self.records.finish(target, key, files)
         return details
@@ -222,7 +233,7 @@ class _Batch(Generic[R]):
 class _Ahead:
     """One bracket, got ready by a thread of its own: output, digests, record, and as many pixels as allowed.
 
-    Damaged photos are no matter here: they are read again, and then complained of, where they are needed.
+    Damaged photos do not matter here: they are read again, and reported, where they are needed.
     """
 
     def __init__(self, batch: _Batch[Any], bracket: Bracket) -> None:

@@ -145,14 +145,11 @@ class _Run:
     def _look(self) -> None:
         """Find out which workers there are; ask new ones to get ready, give up on lost ones."""
         self.looked = now = time.monotonic()
-        if self.client.status != "running":
-            raise ClusterError("the Dask scheduler was lost\nstart it again, then go on with --resume")
+        self._check_scheduler()
         try:
             there = set(self.client.scheduler_info(n_workers=-1)["workers"])
         except (OSError, *TIMED_OUT) as fault:
-            raise ClusterError(
-                f"the Dask scheduler was lost ({first_line(fault)})\nstart it again, then go on with --resume"
-            ) from None
+            raise ClusterError(LOST_SCHEDULER.format(first_line(fault))) from None
         for seat in [seat for address, seat in self.seats.items() if address not in there]:
             self._lost(seat)
         for address in sorted(there - set(self.seats)):

@@ -1,6 +1,6 @@
 """A plan: which photos make which bracket, as a TOML file that is written, edited by hand and read back.
 
-    folder = "/photos/2024"          # relative photos lie below it
+    folder = "/photos/2024"          # relative photos lie below it; itself relative, it lies beside the plan
 
     [[bracket]]
     name = "flower"
@@ -95,7 +95,7 @@ def read_plan(path: Path, folder: Path | None = None) -> list[Bracket]:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as fault:
         raise UsageError(f"{path}: is no plan: {fault}") from None
     _only(plan, {"folder": str, "bracket": list}, f"{path}")
-    root = folder if folder is not None else Path(plan.get("folder", path.parent))
+    root = folder if folder is not None else path.parent / plan.get("folder", "")
     brackets = []
     for number, table in enumerate(plan.get("bracket", []), 1):
         where = f"{path}: bracket {number}"
@@ -104,7 +104,9 @@ def read_plan(path: Path, folder: Path | None = None) -> list[Bracket]:
         _only(table, {"name": str, "photos": list, "output": str}, where)
         name, photos, output = table.get("name", ""), table.get("photos", []), table.get("output")
         if not photos or not all(isinstance(photo, str) and photo for photo in photos):
-            raise UsageError(f"{where}: photos is missing or no list of file names")
+            raise UsageError(f"{where}: photos is missing or not a list of file names")
+        if any("\0" in f"{root}{photo}" for photo in photos):
+            raise UsageError(f"{where}: a file's name cannot hold a NUL character")
         for text in (name,) if output is None else (name, output):
             _check_name(text, where)
         brackets.append(Bracket(name=name, photos=[root / p for p in photos], why="planned", output=output))
@@ -116,7 +118,7 @@ def _only(table: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> No
         if key not in kinds:
             raise UsageError(f"{where}: unknown key {key!r}; expected {', '.join(kinds)}")
         if not isinstance(value, kinds[key]):
-            raise UsageError(f"{where}: {key} is no {'list' if kinds[key] is list else 'text'}")
+            raise UsageError(f"{where}: {key} must be a {'list' if kinds[key] is list else 'string'}")
 
 
 def _check_name(name: str, where: str) -> None:

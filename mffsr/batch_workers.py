@@ -13,7 +13,17 @@ from typing import Any
 
 from mffsr.errors import ClusterError
 
-__all__ = ["TIMED_OUT", "Stopped", "Teller", "cluster", "first_line", "ignore_interrupts", "stop", "threads"]
+__all__ = [
+    "TIMED_OUT",
+    "Stopped",
+    "Teller",
+    "cluster",
+    "cores",
+    "first_line",
+    "ignore_interrupts",
+    "stop",
+    "threads",
+]
 
 REACH = 5.0  # s to reach a scheduler
 TIMED_OUT = (TimeoutError, asyncio.TimeoutError)  # one and the same since Python 3.11
@@ -90,7 +100,7 @@ def _processes(workers: int, stack: ExitStack) -> Any:
     import distributed
 
     given = os.environ.get("OMP_NUM_THREADS", "")
-    each = int(given) if given.isdecimal() else max(1, _cores() // workers)
+    each = int(given) if given.isdecimal() else max(1, cores() // workers)
     scratch = tempfile.TemporaryDirectory(prefix="mffsr-", ignore_cleanup_errors=True)
     try:
         stack.enter_context(dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}))
@@ -111,7 +121,8 @@ def _processes(workers: int, stack: ExitStack) -> Any:
     return client
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return how many cores of this machine the process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

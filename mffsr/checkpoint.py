@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mffsr.errors import CheckpointError, UsageError
+from mffsr.errors import CheckpointError, MffsrError, PhotoError, UsageError
+from mffsr.limits import SCALES
 from mffsr.model import FAPN, FN, FapnConfig, JointModel, SrnConfig
+from mffsr.photo import atomic_output
 
 __all__ = [
     "VERSION",
@@ -36,6 +38,7 @@ __all__ = [
     "find",
     "load",
     "load_model",
+    "provenance",
     "save_network",
     "weights_folder",
     "write_file",
@@ -71,17 +74,23 @@ def find(weights: str, scale: int) -> tuple[Path, Path | None]:
     """Return the FAPN file and the FN file (None at scale 1) that `weights` stands for.
 
     `weights` is the name of a bundled set ("photo", "paper"), a folder with `fapn.safetensors` and
-    `x2.safetensors` … as training writes it, or one file, which replaces the bundled one of its kind.
-    Raises CheckpointError where a file is missing.
+    `x2.safetensors` … as training writes it, or one file, which replaces the bundled one of its kind. A
+    folder without a FAPN, as of a run that trained SRN alone, goes with the bundled one, but not at scale 1,
+    where it would give nothing. Raises CheckpointError where a file is missing.
     """
     bundled = weights_folder()
     fapn, fn = bundled / "fapn.safetensors", bundled / f"photo-x{scale}.safetensors"
-    names = sorted({path.name.rsplit("-x", 1)[0] for path in bundled.glob("*-x[234].safetensors")})
+    names = sorted(
+        {
+            path.name.rsplit("-x", 1)[0]
+            for path in bundled.glob(f"*-x[{''.join(map(str, SCALES))}].safetensors")
+        }
+    )
     given = Path(weights)
     if weights == "photo" or weights in names:  # even where a folder of that name stands around
         fn = bundled / f"{weights}-x{scale}.safetensors"
     elif given.is_dir():
-        fapn = given / "fapn.safetensors" if (given / "fapn.safetensors").exists() else fapn
+        fapn = own if (own := given / "fapn.safetensors").exists() or scale == 1 else fapn
         fn = given / f"x{scale}.safetensors"
     elif given.suffix or given.exists() or os.sep in weights:
         if not given.exists():
@@ -91,15 +100,19 @@ def find(weights: str, scale: int) -> tuple[Path, Path | None]:
         else:
             fn = given
     else:
-        fn = bundled / f"{weights}-x{scale}.safetensors"
+        raise _missing(weights, names)
     needed = [fapn] if scale == 1 else [fapn, fn]
     for path in needed:
         if not path.exists():
-            raise CheckpointError(
-                f"{path}: no such weight file\n"
-                f"bundled sets: {', '.join(names) or 'none'}; mffsr doctor lists what is there"
-            )
+            raise _missing(path, names)
     return fapn, fn if scale > 1 else None
+
+
+def _missing(weights: str | Path, names: Sequence[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{weights}: no such weight file\n"
+        f"bundled sets: {', '.join(names) or 'none'}; mffsr doctor lists what is there"
+    )
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -126,7 +139,9 @@ def read_header(path: Path) -> dict[str, str]:
         ) from None
     if header.get("format") != "mffsr":
         raise CheckpointError(f"{path}: not a weight file of mffsr (no format in its header)")
-    if not header.get("version", "").isdecimal() or int(header["version"]) > VERSION:
+    if not header.get("version", "").isdecimal():
+        raise CheckpointError(f"{path}: not a weight file of mffsr (no version of its layout in its header)")
+    if int(header["version"]) > VERSION:
         raise CheckpointError(
             f"{path}: made by a newer mffsr (layout {header.get('version')}, this one reads {VERSION})\n"
             "update mffsr, or use older weights"
@@ -190,14 +205,23 @@ def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def load_model(scale: int, weights: str = "photo") -> tuple[JointModel, list[Checkpoint]]:
-    """Return the joint model for `scale` with the weights of that name, and the files it was made from."""
-    if scale not in (1, 2, 3, 4):
-        raise UsageError(f"scale is {scale}, expected 1, 2, 3 or 4")
+    """Return the joint model for `scale`, on the CPU, and the files it was made from, the FAPN's first.
+
+    `weights`: see `find`. Raises UsageError for another scale than 1, 2, 3 or 4, and CheckpointError for
+    weights that are missing, damaged, or of another kind or scale.
+    """
+    if scale not in (1, *SCALES):
+        raise UsageError(f"scale is {scale}, expected one of {(1, *SCALES)}")
     fapn_path, fn_path = find(weights, scale)
     # The FN first: it is the one whose scale may be wrong.
     parts = [load(fn_path, kind="fn", scale=scale)] if fn_path is not None else []
     parts.insert(0, load(fapn_path, kind="fapn"))
     return assemble(*(part.network for part in parts)), parts
+
+
+def provenance(parts: Sequence[Checkpoint]) -> dict[str, str]:
+    """Return what a photo's metadata say of its weights: each file's name and 16 digits of its digest."""
+    return {"Weights": " ".join(f"{part.path.name}:{part.sha256[:16]}" for part in parts)}
 
 
 def assemble(fapn: Network, fn: Network | None = None) -> JointModel:
@@ -210,10 +234,13 @@ def assemble(fapn: Network, fn: Network | None = None) -> JointModel:
     return model.eval()
 
 
-def save_network(network: nn.Module, path: Path, *, half: bool = True, **description: str) -> str:
-    """Write a network as a weight file, atomically, and return its sha256.
+def save_network(
+    network: nn.Module, path: Path, description: Mapping[str, str] | None = None, *, half: bool = True
+) -> str:
+    """Write a FAPN or an FN as a weight file, atomically, and return its sha256.
 
     `half` stores float16, which halves the file; `description` goes into the header (stage, steps, data …).
+    Raises CheckpointError where a value is not finite, MffsrError where the file cannot be written.
     """
     kind = "fapn" if isinstance(network, FAPN) else "fn"
     tensors = {
@@ -230,27 +257,19 @@ def save_network(network: nn.Module, path: Path, *, half: bool = True, **descrip
         "kind": kind,
         "config": json.dumps(asdict(network.config)),  # type: ignore[call-overload]
         "sha256": sha256,
-        **description,
+        **(description or {}),
     }
     write_file(path, save(tensors, metadata=header))
     return sha256
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a whole file so that at any moment the old one or the new one is there."""
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    """Write a whole file, of any kind, so that at any moment the old one or the new one is there.
+
+    Raises MffsrError where it cannot be written; the old one, if any, is then still there.
+    """
     try:
-        with open(temporary, "wb") as file:
+        with atomic_output(path, overwrite=True) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: not written ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    except PhotoError as error:  # it is no photo
+        raise MffsrError(str(error)) from None

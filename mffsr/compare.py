@@ -112,7 +112,7 @@ def compare(
             near = np.ones((detail_window(*size),) * 2, np.uint8)
             doubt &= cv2.dilate(shown.astype(np.uint8), near) > 0
         if where is not None:
-            doubt &= _halved(where, size) if level else where
+            doubt &= _mask_at(where, size) if level else where
         plan = list(tiles(*size, tile, config.reach, grid=config.sam_window))
         run = 0
         for done, whole in enumerate(plan, 1):
@@ -162,8 +162,8 @@ def _reduced(photo: Frame, level: int) -> Frame:
     return out
 
 
-def _halved(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return a mask at a coarser level's size: all pixels that stand for any of the mask's."""
+def _mask_at(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return a mask at a coarser level's size (height, width): all pixels that stand for any of its own."""
     small = cv2.resize(mask.astype(np.uint8) * 255, size[::-1], interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.dilate(small, np.ones((3, 3), np.uint8)) > 0)
 
@@ -211,6 +211,9 @@ def _read(maps: FocusMaps) -> Margin:
     """Return 255 · (M2 − M1) of a tile's core, rounded away from zero so that the sign is kept."""
     difference = (maps.m2 - maps.m1)[0, 0]
     if not bool(torch.isfinite(difference).all()):
-        raise MffsrError("the focus map is not finite: damaged weights, or a precision too low for them")
+        raise MffsrError(
+            "the focus map is not finite: damaged weights, or a precision too low for them\n"
+            "try --precision fp32"
+        )
     found: Margin = (difference.sign() * (difference.abs() * 255).ceil()).to(torch.int16).cpu().numpy()
     return found

@@ -59,9 +59,12 @@ def available_devices() -> list[str]:
 
 
 def choose(device: str = "auto", precision: str = "auto", max_memory: int | None = None) -> Runtime:
-    """Choose device, precision and memory budget (bytes).
+    """Choose device, precision and memory budget.
 
-    Raises UsageError for a device or precision that is not there, and names those that are.
+    device: auto (the fastest), cuda, cuda:N, mps or cpu; precision: auto (the fastest that is exact enough),
+    fp32, bf16 or fp16; max_memory: most bytes to use, by default, and at most, 80 % of what is free. Raises
+    UsageError for a device or precision that is not there, and names those that are; DeviceError where a
+    graphics card does not answer.
     """
     found = available_devices()
     name = found[0] if device == "auto" else "cuda:0" if device == "cuda" else device
@@ -123,25 +126,24 @@ def available_memory(device: torch.device) -> int:
     return min(limits)
 
 
-def _cgroup_limits() -> list[int]:
-    """Return what the memory cgroups (version 1 and 2) of this process still allow."""
+def _cgroup_limits(
+    own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
+) -> list[int]:
+    """Return what the memory cgroups (version 1 and 2) of this process, and all around them, still allow."""
     try:
-        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+        groups = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
         return []
     found = []
     for _, controllers, path in groups:
         if controllers == "":
-            base, limit, usage = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
+            base, limit, usage = mounted, "memory.max", "memory.current"
         elif "memory" in controllers.split(","):
-            base, limit, usage = (
-                Path("/sys/fs/cgroup/memory"),
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-            )
+            base, limit, usage = mounted / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
-        for folder in (base / path.lstrip("/"), base):
+        group = base / path.lstrip("/")
+        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(base))):
             with contextlib.suppress(OSError, ValueError):
                 used = int((folder / usage).read_text()) - _files_kept(folder)
                 found.append(max(0, int((folder / limit).read_text()) - used))

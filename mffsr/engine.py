@@ -9,7 +9,8 @@ with the model already loaded and everything found out along the way returned.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 
 from mffsr import __version__
 from mffsr.allocator import keep_no_kernels
-from mffsr.checkpoint import load_model
+from mffsr.checkpoint import load_model, provenance
 from mffsr.device import Runtime, choose
-from mffsr.errors import DeviceError, UsageError
+from mffsr.errors import DeviceError, UsageError, is_out_of_memory
 from mffsr.events import Events
 from mffsr.focus_map import FocusMap, Labels, decide_focus
 from mffsr.frames import Frame, FrameStore
@@ -47,8 +48,6 @@ __all__ = ["Events", "Fusion", "Plan", "Source", "as_photo", "fuse", "fuse_brack
 
 T = TypeVar("T")
 
-# What PyTorch's CPU allocator, its graphics back ends and oneDNN say.
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "could not create a memory", "create a primitive")
 TOLD = 0.05  # share of the picture that is sharp in no photo from which the user is told
 
 
@@ -86,11 +85,18 @@ def fuse(
 ) -> Photo:
     """Fuse two or more photos of one scene, each in focus elsewhere, and enlarge the result.
 
-    photos: paths, `Photo`s or arrays (H×W×3 or H×W×1, uint8 or uint16, RGB), all of one size.
-    scale: 1 (fusion alone), 2, 3 or 4. depth: 8 or 16 bits per channel; by default that of the
-    deepest photo. motion, on_bad_frame, crop and prefer: see `fuse_bracket`. The order of two photos does not
-    matter. Raises UsageError, PhotoError, BracketError,
-    CheckpointError or DeviceError (all of them MffsrError).
+    photos: paths, `Photo`s or arrays (H×W×3 or H×W×1, uint8 or uint16, RGB), all of one size. The order of
+    two photos does not matter.
+    scale: 1 (fusion alone), 2, 3 or 4.
+    weights: name of a bundled set, a weight file or a folder of them; see `mffsr.checkpoint.find`.
+    device: auto (the fastest), cuda, cuda:N, mps or cpu. precision: auto (the fastest that is exact enough),
+    fp32, bf16 or fp16.
+    tile: side of a tile in pixels, at least 64; by default what memory allows. max_memory: most bytes to use;
+    by default what is free. Neither changes the result.
+    align: register the photos first. motion, on_bad_frame, crop and prefer: see `fuse_bracket`.
+    depth: 8 or 16 bits per channel; by default that of the deepest photo.
+
+    Raises UsageError, PhotoError, BracketError, CheckpointError or DeviceError, all of them MffsrError.
     """
     if len(photos) < 2:
         raise UsageError(f"{len(photos)} photo given, expected at least 2: a bracket of one scene")
@@ -108,7 +114,7 @@ def fuse(
         crop=crop,
         prefer=prefer,
         depth=depth,
-        provenance={"Weights": parts[-1].sha256},
+        provenance=provenance(parts),
     )
     return fusion.photo
 
@@ -147,54 +153,68 @@ def fuse_bracket(
     seconds: dict[str, float] = {}
     if prefer not in (None, "near", "far"):
         raise UsageError(f"prefer {prefer}: expected near or far")
+    if depth not in (None, 8, 16):
+        raise UsageError(f"depth {depth}: expected 8 or 16")
     with (
         FrameStore(len(photos), folders=scratch) as store,
         FrameStore(len(photos), folders=scratch) as alphas,
     ):
-        started = time.perf_counter()
-        stack = read_stack(photos, store, alphas, events)
-        registrations = None
-        if align:
-            registrations = register(stack, events, model=motion, on_bad_frame=on_bad_frame)
-            resample(stack, registrations, crop=crop, save=save_aligned)
-        seconds["align"] = time.perf_counter() - started
-
+        with _timed(seconds, "align"):
+            stack = read_stack(photos, store, alphas, events)
+            registrations = None
+            if align:
+                registrations = register(stack, events, model=motion, on_bad_frame=on_bad_frame)
+                resample(stack, registrations, crop=crop, save=save_aligned)
         depth = depth or stack.frames[0].dtype.itemsize * 8
         plan = plan_tiles(runtime, model, stack.in_order[0].shape, tile, depth)
-        if plan.render < LARGEST_TILE:  # memory is short
+        if plan.render < LARGEST_TILE:  # memory is short, or the user says so by a small tile
             keep_no_kernels()
-        started = time.perf_counter()
-        focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, adaptive, events)
-        labels = focus.labels
-        if fill:
-            labels = fill_holes(labels)
-            if not crop and registrations is not None:
-                labels = _keep_to_fields(stack, registrations, labels, focus.labels)
+        with _timed(seconds, "focus"):
+            focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, adaptive, events)
+            labels = _filled(stack, registrations, focus.labels, crop=crop) if fill else focus.labels
         if focus.undecided >= TOLD:
             events.message(f"{focus.undecided:.1%} of the picture is plain, or sharp in no photo")
-        seconds["focus"] = time.perf_counter() - started
-
-        started = time.perf_counter()
-        rendered = _render(stack, model, runtime, plan, labels, depth, gate, events)
-        photo = _finish(stack, rendered, labels, model.scale, provenance or {}, events)
-        seconds["enlarge"] = time.perf_counter() - started
-        labels = np.array(stack.order, np.uint16)[labels]
-        shares = np.bincount(labels.ravel(), minlength=len(photos)) / labels.size
-        fusion = Fusion(
-            photo=photo,
-            labels=labels,
-            confidence=focus.confidence,
-            registrations=registrations,
-            shares=shares.tolist(),
-            rendered=rendered,
-            focus_tiles=(focus.tiles_run, focus.tiles_all),
-            undecided=focus.undecided,
-            dropped=stack.dropped,
-            seconds=seconds,
-        )
+        with _timed(seconds, "enlarge"):
+            rendered = _render(stack, model, runtime, plan, labels, depth, gate, events)
+            photo = _finish(stack, rendered, labels, model.scale, provenance or {}, events)
+        fusion = _told(stack, registrations, focus, labels, rendered, photo, seconds)
         if inspect is not None:
             inspect({index: stack.frames[index] for index in sorted(stack.order)}, fusion)
     return fusion
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Note how long the block takes."""
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started
+
+
+def _told(
+    stack: Stack,
+    registrations: Sequence[Registration] | None,
+    focus: FocusMap,
+    labels: Labels,
+    rendered: Rendered,
+    photo: Photo,
+    seconds: dict[str, float],
+) -> Fusion:
+    """Put together what was found out along the way, its frames called by their index in the order given."""
+    given = np.array(stack.order, np.uint16)[labels]
+    shares = np.bincount(given.ravel(), minlength=len(stack.heads)) / given.size
+    return Fusion(
+        photo=photo,
+        labels=given,
+        confidence=focus.confidence,
+        registrations=registrations,
+        shares=shares.tolist(),
+        rendered=rendered,
+        focus_tiles=(focus.tiles_run, focus.tiles_all),
+        undecided=focus.undecided,
+        dropped=stack.dropped,
+        seconds=seconds,
+    )
 
 
 def _decide(
@@ -220,6 +240,7 @@ def _decide(
 
     return _with_smaller_tiles(
         plan,
+        "focus",
         lambda p: decide_focus(
             model,
             stack.in_order,
@@ -247,6 +268,7 @@ def _render(
     """Enlarge and fuse the frames as the labels say."""
     return _with_smaller_tiles(
         plan,
+        "render",
         lambda p: render(
             model,
             stack.in_order,
@@ -261,46 +283,47 @@ def _render(
     )[0]
 
 
-def _keep_to_fields(
-    stack: Stack, registrations: Sequence[Registration], labels: Labels, before: Labels
+def _filled(
+    stack: Stack, registrations: Sequence[Registration] | None, labels: Labels, *, crop: bool
 ) -> Labels:
-    """Undo hole filling where the frame has no pixels of its own."""
+    """Fill holes, but not where the frame they would be filled from has no pixels of its own."""
+    filled = fill_holes(labels)
+    if crop or registrations is None:
+        return filled
     view = (0, 0, *stack.size)
-    kept = labels.copy()
+    kept = filled.copy()
     for found in registrations:
-        outside = (labels == stack.order.index(found.index)) & ~covered(found, stack.size, view)
-        kept[outside] = before[outside]
+        outside = (filled == stack.order.index(found.index)) & ~covered(found, stack.size, view)
+        kept[outside] = labels[outside]
     return kept
 
 
-def _with_smaller_tiles(plan: Plan, work: Callable[[Plan], T], events: Events) -> tuple[T, Plan]:
-    """Do the work, with half the tile again whenever memory does not suffice.
+def _with_smaller_tiles(
+    plan: Plan, part: Literal["focus", "render"], work: Callable[[Plan], T], events: Events
+) -> tuple[T, Plan]:
+    """Do the work, which uses the plan's `part`, with half the tiles again whenever memory does not suffice.
 
-    The retry stands outside the `except` block, whose exception keeps the failed tensors alive.
+    What does not fit here will not fit later either, so the plan's other part is halved along. The retry
+    stands outside the `except` block, whose exception keeps the failed tensors alive.
     """
+    aim = {"focus": "find focus", "render": "enlarge"}[part]
     while True:
         try:
             return work(plan), plan
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
-        smaller = Plan(focus=plan.focus // 2, render=plan.render // 2)
-        if min(smaller.focus, smaller.render) < SMALLEST_TILE:
+        smaller = Plan(focus=max(SMALLEST_TILE, plan.focus // 2), render=max(SMALLEST_TILE, plan.render // 2))
+        side = getattr(smaller, part)
+        if side == getattr(plan, part):
             raise DeviceError(
-                f"not enough memory even for tiles of {min(plan.focus, plan.render)} pixels\n"
+                f"not enough memory even for tiles of {side} pixels\n"
                 "close other programs, or use --device cpu"
             )
-        events.warning(f"out of memory: going on with tiles of {smaller.render} pixels")
+        events.warning(f"out of memory: going on with tiles of {side} pixels to {aim}")
         plan = smaller
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return any(words in text for words in OUT_OF_MEMORY)
 
 
 def _finish(
@@ -313,8 +336,8 @@ def _finish(
 ) -> Photo:
     """Put pixels, alpha and metadata together."""
     pixels = rendered.pixels
-    first = stack.heads[0]
     used = sorted(stack.order)
+    first = stack.heads[used[0]]
     metadata = output_metadata(
         first,
         scale=scale,

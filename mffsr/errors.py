@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "OUT_OF_MEMORY",
     "BracketError",
     "CheckpointError",
     "ClusterError",
@@ -26,7 +27,24 @@ __all__ = [
     "PhotoError",
     "TrainingError",
     "UsageError",
+    "is_out_of_memory",
 ]
+
+# What PyTorch's allocators and graphics back ends, oneDNN, OpenCV and C++ say instead of MemoryError.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "could not create a memory",
+    "create a primitive",
+    "insufficient memory",
+    "bad_alloc",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception of any library says that memory did not suffice."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY)
 
 
 class MffsrError(Exception):

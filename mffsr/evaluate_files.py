@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from mffsr.errors import BracketError, MffsrError, UsageError
 from mffsr.photo import read_header, read_photo, with_depth
+from mffsr.photo.capture import SUFFIXES
+from mffsr.text import natural
 
 __all__ = [
     "Bracket",
@@ -33,7 +35,6 @@ __all__ = [
 
 Pixels = NDArray[np.uint8]  # H×W×3 or H×W×1
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 NAMED = 8  # most files that a message lists
 
 
@@ -51,12 +52,8 @@ def find_photos(folder: Path) -> list[Path]:
         raise UsageError(f"{folder}: not a folder")
     found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
     if not found:
-        raise UsageError(f"{folder}: no photos (looked for {', '.join(sorted(SUFFIXES))})")
-    return sorted(found, key=lambda p: [(int(t), "") if t.isdecimal() else (-1, t) for t in _parts(p.name)])
-
-
-def _parts(name: str) -> list[str]:
-    return [part for part in re.split(r"(\d+)", name.casefold()) if part]
+        raise UsageError(f"{folder}: no photos (no file there is named as one: .jpg, .png, .tif …)")
+    return sorted(found, key=lambda path: natural(path.name))
 
 
 def find_brackets(folder: Path) -> tuple[list[Bracket], list[str]]:
@@ -72,8 +69,10 @@ def find_brackets(folder: Path) -> tuple[list[Bracket], list[str]]:
         if match:
             scenes.setdefault(match[1], {}).setdefault(match[2].upper(), []).append(path)
         else:
-            faults.append(f"{path.name} is no frame of a bracket (its name ends in no -A, -B, _1, _2)")
-    counts = Counter(tuple(sorted(found, key=_parts)) for found in scenes.values() if len(found) > 1)
+            faults.append(
+                f"{path.name} is not a frame of a bracket (its name does not end in -A, -B, _1, _2)"
+            )
+    counts = Counter(tuple(sorted(found, key=natural)) for found in scenes.values() if len(found) > 1)
     if not counts:
         raise UsageError(
             f"{folder}: no brackets found\n"
@@ -99,7 +98,8 @@ def find_results(folder: Path, brackets: Sequence[Bracket]) -> tuple[dict[str, P
     """Return another method's results by scene, what is missing, and the files that belong to no scene.
 
     A result's stem is the scene's name, or contains it as a whole: `lytro-01.png`, `gacn_lytro-01_fused.png`.
-    Case and separators do not matter. Raises MffsrError where two files claim one scene.
+    Case and separators do not matter; of two scenes of which one's name contains the other's, such as flower
+    and flower-2, a result is the longer one's. Raises MffsrError where two files claim one scene.
     """
 
     def plain(name: str) -> str:
@@ -110,10 +110,11 @@ def find_results(folder: Path, brackets: Sequence[Bracket]) -> tuple[dict[str, P
     found: dict[str, Path] = {}
     for name, wanted in scenes.items():
         exact = [path for path, stem in photos.items() if stem == wanted]
+        longer = [other for other in scenes.values() if other != wanted and f"-{wanted}-" in f"-{other}-"]
         claims = exact or [
             path
             for path, stem in photos.items()
-            if f"-{wanted}-" in f"-{stem}-" and stem not in scenes.values()
+            if f"-{wanted}-" in f"-{stem}-" and not any(f"-{other}-" in f"-{stem}-" for other in longer)
         ]
         if len(claims) > 1:
             both = " and ".join(path.name for path in claims[:2])

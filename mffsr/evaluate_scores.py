@@ -38,6 +38,7 @@ __all__ = [
 
 Progress = Callable[[str, int, int], None]
 
+DIED = "a worker process died, probably for lack of memory\nuse --jobs 1"
 RESAMPLES = 2000  # of the bootstrap
 LIKENESS = ("psnr_y", "ssim_y")
 ORDER = (
@@ -148,7 +149,11 @@ class Scores:
         self, row: Row, function: Callable[..., Mapping[str, float]], *args: object, prefix: str = ""
     ) -> None:
         """Compute numbers of an image; images may wait while others are measured, but not without limit."""
-        self._pending[self._executor.submit(function, *args)] = row, prefix
+        try:
+            future = self._executor.submit(function, *args)
+        except BrokenProcessPool:
+            raise MffsrError(DIED) from None
+        self._pending[future] = row, prefix
         while len(self._pending) > self._limit:
             self._collect(wait(self._pending, return_when=FIRST_COMPLETED).done)
 
@@ -160,7 +165,7 @@ class Scores:
             except ValueError as error:
                 raise MffsrError(f"{row.name}: {error}") from None
             except BrokenProcessPool:
-                raise MffsrError("a worker process died, probably of want of memory\nuse --jobs 1") from None
+                raise MffsrError(DIED) from None
             row.values.update({prefix + key: value for key, value in values.items()})
             self._done += 1
             self._progress("Measuring", self._done, self._total)

@@ -17,17 +17,20 @@ from PIL import Image
 
 from mffsr.evaluate_files import Pixels
 from mffsr.focus_map import Labels
-from mffsr.training.synth import defocus, kernel, mask_bank
+from mffsr.training.synth import (
+    BLUR,
+    DIFFERS,
+    JPEG_QUALITY,
+    NEAR,
+    SPREAD,
+    defocus,
+    kernel,
+    mask_bank,
+)
 
 __all__ = ["Reduction", "SyntheticBracket", "bicubic", "label_scores", "reduce", "synthetic_bracket"]
 
 Reduction = Literal["paper", "antialiased"]
-
-JPEG_QUALITY = 90
-BLUR = (1.0, 6.0)  # radii, low-resolution pixels
-SPREAD = 14  # reach of what `defocus` continues behind an edge, pixels
-DIFFERS = 2 / 255  # of two frames, after a 5×5 mean: from here on it matters which one is chosen
-NEAR = 3  # low-resolution pixels around a boundary of the focus map
 
 
 def reduce(image: Pixels, scale: int, reduction: Reduction) -> Pixels:

@@ -41,7 +41,8 @@ class FocusMap(NamedTuple):
     """The decision for a whole bracket."""
 
     labels: Labels  # H×W uint16: index of the frame each pixel is taken from
-    confidence: NDArray[np.uint8]  # H×W: |M1 − M2| of the decision, 0…255
+    # H×W, 0…255: |M1 − M2| of a pair; of a stack the contrast of detail too, where it was left to decide
+    confidence: NDArray[np.uint8]
     undecided: float  # share of the picture that is sharp in no frame, 0…1
     tiles_run: int  # tiles of full resolution that went through FAPN
     tiles_all: int  # the same if it ran everywhere
@@ -130,6 +131,10 @@ def _decide_stack(
     if tie is None:
         labels = settle_undecided(labels, details.contrast)
     labels = fill_holes(labels)
+    if seen is not None:  # which neither of the two knows of
+        for index in range(len(frames)):
+            outside = (labels == index) & ~seen(index)
+            labels[outside] = details.sharpest[outside]
     confidence = (details.contrast * 255).astype(np.uint8)
     composite: Pixels = np.empty(frames[0].shape, frames[0].dtype)
     for index, frame in enumerate(frames):

@@ -111,7 +111,7 @@ class FrameStore:
             _write(self._file, pixels)
         except OSError as error:
             raise PhotoError(
-                f"the registered frames cannot be kept on disk: {error.strerror or error}\n"
+                f"the frames cannot be kept on disk: {error.strerror or error}\n"
                 f"about {self._count * pixels.nbytes >> 20} MB are needed; TMPDIR names another folder"
             ) from None
         self._frames[index] = StoredFrame(self._file, offset, pixels.shape, pixels.dtype)
@@ -140,18 +140,18 @@ def _scratch(needed: int, folders: Sequence[Path]) -> IO[bytes]:
     """Open a temporary file in the first folder that has room and may be written to."""
     choice = [Path(os.environ["TMPDIR"])] if os.environ.get("TMPDIR") else []
     choice += [*folders, Path(tempfile.gettempdir())]
-    found = []
-    for folder in choice:
+    refused = []
+    for folder in dict.fromkeys(choice):
         try:
             free = shutil.disk_usage(folder).free
-            found.append(f"{folder} has {free >> 20} MB")
             if free >= needed:
                 return tempfile.TemporaryFile(prefix=".mffsr-", dir=folder, buffering=0)
-        except OSError:
-            continue
+            refused.append(f"{folder} has {free >> 20} MB free")
+        except OSError as error:
+            refused.append(f"{folder}: {error.strerror or error}")
     raise PhotoError(
-        f"No space left for the registered frames: {needed >> 20} MB are needed, {', '.join(found)}\n"
-        "free some, or let TMPDIR name a folder on another disk"
+        f"the frames cannot be kept on disk: {needed >> 20} MB are needed, but {', '.join(refused)}\n"
+        "let TMPDIR name a folder with more room that may be written to"
     )
 
 
@@ -166,5 +166,5 @@ def _read(file: IO[bytes], out: Pixels) -> None:
     while len(view):
         count = file.readinto(view)  # type: ignore[attr-defined]
         if not count:
-            raise OSError("the temporary file of the registered frames ended early")
+            raise OSError("the temporary file of the frames ended early")
         view = view[count:]

@@ -5,19 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from mffsr.device import Runtime, resident_memory
 from mffsr.errors import DeviceError, UsageError
 from mffsr.model import JointModel
+from mffsr.model.blocks import Region
+from mffsr.render import SOFT_REACH
 from mffsr.tiles import tiles
 
 __all__ = ["LARGEST_TILE", "SMALLEST_TILE", "Plan", "memory_of", "plan_tiles", "rough_seconds"]
 
 SMALLEST_TILE = 64
-LARGEST_TILE = 512  # beyond, the halo's share falls slowly while caches overflow
-PROBE = 96  # side of the tile that is timed
+LARGEST_TILE = 512  # to enlarge: beyond, a tile has more sources, and memory is what its features take
+LARGEST_FOCUS_TILE = 768  # to find focus: the wider halo's share still falls
+PROBE = 96  # side of the tile that is timed, less the halo of a network's later half
 SOURCES = 1.5  # frames that win somewhere in a tile, on average
 PROGRAM = 600 << 20  # bytes of the program itself, with its libraries, weights and what oneDNN keeps
 MAPS = 32  # bytes a source pixel of the decision, while holes are filled
@@ -29,6 +34,21 @@ class Plan:
 
     focus: int
     render: int
+
+
+class _Cost(NamedTuple):
+    """What a network takes of a tile. Its later half runs only on what the core depends on there."""
+
+    halo: int  # source pixels around the core; what is mirrored beyond the photo's edge is less
+    pixel: int  # bytes a source pixel of the core and its halo
+    later_halo: int  # source pixels around the core that the later half runs on
+    later_pixel: int  # bytes more that each of those takes
+
+    def tile(self, size: int, shape: tuple[int, ...]) -> int:
+        """Bytes of a tile whose core has `size` pixels a side, of a photo of `shape`."""
+        side = min(size, max(shape[:2]))
+        early = (side + 2 * self.halo) ** 2 * self.pixel
+        return early + (side + 2 * self.later_halo) ** 2 * self.later_pixel
 
 
 def plan_tiles(
@@ -50,11 +70,10 @@ def plan_tiles(
     if runtime.device.type == "cpu":
         budget -= max(0, PROGRAM - resident_memory())
 
-    def side(bytes_per_pixel: int, halo: int) -> int:
-        size = LARGEST_TILE
-        while size > SMALLEST_TILE and _tile_bytes(size, shape, bytes_per_pixel, halo) > budget:
+    def side(cost: _Cost, size: int) -> int:
+        while size > SMALLEST_TILE and cost.tile(size, shape) > budget:
             size //= 2
-        if _tile_bytes(size, shape, bytes_per_pixel, halo) > budget:
+        if cost.tile(size, shape) > budget:
             raise DeviceError(
                 f"{max(0, runtime.memory) >> 20} MB of memory do not suffice for photos of this size\n"
                 "close other programs, or raise --max-memory"
@@ -62,7 +81,7 @@ def plan_tiles(
         return size
 
     focus, enlarge = _costs(runtime, model)
-    return Plan(focus=side(*focus), render=side(*enlarge))
+    return Plan(focus=side(focus, LARGEST_FOCUS_TILE), render=side(enlarge, LARGEST_TILE))
 
 
 def memory_of(plan: Plan, runtime: Runtime, model: JointModel, shape: tuple[int, ...], depth: int) -> int:
@@ -71,7 +90,7 @@ def memory_of(plan: Plan, runtime: Runtime, model: JointModel, shape: tuple[int,
     On a graphics card that is the host's and the card's memory together.
     """
     focus, enlarge = _costs(runtime, model)
-    tile = max(_tile_bytes(plan.focus, shape, *focus), _tile_bytes(plan.render, shape, *enlarge))
+    tile = max(focus.tile(plan.focus, shape), enlarge.tile(plan.render, shape))
     return PROGRAM + _pictures(model, shape, depth) + tile
 
 
@@ -80,43 +99,63 @@ def _pictures(model: JointModel, shape: tuple[int, ...], depth: int) -> int:
     return shape[0] * shape[1] * (model.scale**2 * shape[2] * depth // 8 + MAPS)
 
 
-def _tile_bytes(size: int, shape: tuple[int, ...], bytes_per_pixel: int, halo: int) -> int:
-    return (min(size, max(shape[:2])) + 2 * halo) ** 2 * bytes_per_pixel
-
-
-def _costs(runtime: Runtime, model: JointModel) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Bytes per source pixel and halo of FAPN and of FN."""
+def _costs(runtime: Runtime, model: JointModel) -> tuple[_Cost, _Cost]:
+    """What FAPN and FN take."""
     width = 2 if runtime.dtype != torch.float32 else 4
-    fn = model.fn
-    features = 33 * 5 * model.scale**2 if fn is not None else 8
-    return (width * 700, model.fapn.config.reach), (
-        width * (420 + features),
-        fn.config.reach if fn is not None else 2,
-    )
+    fapn = model.fapn.config
+    focus = _Cost(fapn.reach, width * 520, fapn.fpm_reach, 0)
+    if model.fn is None:
+        return focus, _Cost(SOFT_REACH, width * 428, 0, 0)
+    fn = model.fn.config
+    features = width * (fn.features + 1) * 4 * fn.scale**2  # at high resolution
+    return focus, _Cost(fn.reach + SOFT_REACH, width * 420, fn.upward_reach, features)
 
 
 def rough_seconds(
     model: JointModel, runtime: Runtime, plan: Plan, shape: tuple[int, ...], count: int
 ) -> float:
-    """Return about how long `count` frames of `shape` (H, W, …) take, from the time of one small tile."""
-    image = torch.rand(1, 3, PROBE, PROBE, device=runtime.device)
-    mask = torch.ones(1, 1, PROBE, PROBE, device=runtime.device)
-    focus, enlarge = (halo for _, halo in _costs(runtime, model))
+    """Return about how long `count` frames of `shape` (H, W, …) take, from the time of a small tile.
 
-    def seconds(work: Callable[[], object]) -> float:
-        with torch.inference_mode(), runtime.autocast():
-            work()
-            if runtime.device.type == "cuda":
-                torch.cuda.synchronize(runtime.device)
-            started = time.perf_counter()
-            work()
-            if runtime.device.type == "cuda":
-                torch.cuda.synchronize(runtime.device)
-            return (time.perf_counter() - started) / PROBE**2
+    It is timed twice, the second time for one pixel of its core, which tells the networks' halves apart.
+    """
 
-    def pixels(tile: int, halo: int) -> int:
-        parts = tiles(shape[0], shape[1], tile, halo)
-        return sum((r[1] - r[0]) * (c[1] - c[0]) for r, c in ((p.rows[2:], p.columns[2:]) for p in parts))
+    def seconds(cost: _Cost, tile: int, work: Callable[[Tensor, Tensor, Region | None], object]) -> float:
+        side = PROBE + 2 * cost.later_halo
+        image = torch.rand(1, 3, side, side, device=runtime.device)
+        mask = torch.ones(1, 1, side, side, device=runtime.device)
+        pixel = slice(side // 2, side // 2 + 1)
+        whole = _seconds(lambda: work(image, mask, None), runtime)
+        part = _seconds(lambda: work(image, mask, (pixel, pixel)), runtime)
+        later = max(0.0, whole - part) / (side**2 - (2 * cost.later_halo + 1) ** 2)  # a pixel
+        early = max(0.0, whole / side**2 - later)
+        return early * _pixels(shape, tile, cost.halo) + later * _pixels(shape, tile, cost.later_halo)
 
-    deciding = seconds(lambda: model.focus(image, image)) * pixels(plan.focus, focus) * (count - 1)
-    return deciding + seconds(lambda: model.render([image], mask)) * pixels(plan.render, enlarge) * SOURCES
+    focus, enlarge = _costs(runtime, model)
+    deciding = seconds(focus, plan.focus, lambda image, _, wanted: model.focus(image, image, wanted))
+    rendering = seconds(enlarge, plan.render, lambda image, mask, wanted: model.render([image], mask, wanted))
+    return deciding * (count - 1) + rendering * SOURCES
+
+
+def _seconds(work: Callable[[], object], runtime: Runtime) -> float:
+    """Time some work, done once before to warm up."""
+    with torch.inference_mode(), runtime.autocast():
+        work()
+        _wait(runtime.device)
+        started = time.perf_counter()
+        work()
+        _wait(runtime.device)
+        return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    """Wait for what a graphics card still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _pixels(shape: tuple[int, ...], tile: int, halo: int) -> int:
+    """Return the pixels of all tiles, each with its halo."""
+    parts = tiles(shape[0], shape[1], tile, halo)
+    return sum((r[1] - r[0]) * (c[1] - c[0]) for r, c in ((p.rows[2:], p.columns[2:]) for p in parts))

@@ -49,7 +49,7 @@ class Stack:
     frames: FrameStore  # pixels of each frame, H×W×C of one shape and dtype
     alphas: FrameStore  # their alpha, H×W×1; empty without
     heads: list[Photo]  # everything else that belongs to each frame: `pixels` are 1×1, `alpha` is None
-    digests: list[bytes]  # of the pixels as read
+    digests: list[bytes]  # of the pixels, brought to one depth and number of channels
     size: tuple[int, int]  # width and height as read
     order: list[int]  # the frames that take part, in the direction of work
     dropped: dict[int, str] = field(default_factory=dict)  # frames left out, and why
@@ -237,6 +237,9 @@ def covered(
 ) -> NDArray[np.bool_]:
     """Return where in `view` (x, y, width, height) a frame of `size` has pixels of its own, height×width."""
     x, y, width, height = view
+    inside = x >= 0 and y >= 0 and x + width <= size[0] and y + height <= size[1]
+    if inside and registration.is_identity:
+        return np.ones((height, width), np.bool_)  # OpenCV 4 could not tell of more than 32766 pixels a side
     matrix = registration.matrix @ np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], float)
     ones = np.ones((size[1], size[0]), np.uint8)
     seen = cv2.warpPerspective(ones, matrix, (width, height), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)

@@ -191,6 +191,15 @@ def test_warp_keeps_dtype_and_shape_and_clips(dtype: type, channels: int) -> Non
     assert np.array_equal(warp(frame, moved, (80, 60), crop=(10, 5, 30, 20)), out[5:25, 10:40])
 
 
+def test_sides_beyond_what_can_be_warped() -> None:
+    frame = np.arange(33_000 * 20, dtype=np.uint16).reshape(20, 33_000, 1)
+    np.testing.assert_array_equal(warp(frame, Registration(), (33_000, 20)), frame)
+    with pytest.raises(BracketError, match=r"^a\.png: 33000×20 pixels: .* above 32766 .*\nuse --no-align"):
+        estimate(frame, frame, names=("a.png", "b.png"))
+    with pytest.raises(BracketError, match=r"^a\.png: 33000×20 pixels"):
+        register_bracket(lambda _: frame, 2, names=("a.png", "b.png"))
+
+
 def test_a_16_bit_frame_keeps_its_16_bits() -> None:
     frame = shoot(LIGHT, dtype=np.uint16)
     moved = Registration(matrix=transform(0.5, 0.5), gain=(1.1, 1.0, 0.9))
@@ -230,11 +239,13 @@ def test_other_sizes_channels_and_arrays_are_refused() -> None:
     reference = shoot(LIGHT)
     with pytest.raises(ForeignFrameError, match="has 320×200 pixels, the reference 320×240"):
         estimate(reference[:200], reference)
-    with pytest.raises(ForeignFrameError, match="grey"):
+    with pytest.raises(ForeignFrameError, match="gray"):
         estimate(reference[..., :1], reference)
     with pytest.raises(ValueError, match="uint8 or uint16"):
         estimate(reference.astype(np.float32), reference)
-    with pytest.raises(ValueError, match="too small"):
+    with pytest.raises(
+        BracketError, match=r"320×8 pixels are too small .*: at least 16 a side\nuse --no-align"
+    ):
         estimate(reference[:8], reference[:8])
     with pytest.raises(ValueError, match="unknown model"):
         estimate(reference, reference, model="rigid")  # type: ignore[arg-type]

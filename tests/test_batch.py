@@ -18,12 +18,13 @@ import pytest
 from conftest import bracket
 from typer.testing import CliRunner
 
-from mffsr.batch import run_batch
+from mffsr.batch import Claims, run_batch
+from mffsr.batch_plan import read_plan
 from mffsr.batch_record import FOLDER
 from mffsr.cli.app import app
 from mffsr.cli.batch import batch as batch_command
 from mffsr.cli.fuse import fuse as fuse_command
-from mffsr.errors import BracketError, PhotoError
+from mffsr.errors import BracketError, PhotoError, UsageError
 from mffsr.photo import Photo, atomic_output, read_photo, write_photo
 from mffsr.photo.brackets import Bracket
 
@@ -172,6 +173,14 @@ def test_a_plan_is_written_edited_and_followed(mffsr, copied, tmp_path):
     assert json.loads(mffsr("batch", "--plan", plan, "-n", "--json", "-o", "x").stdout)["event"] == "plan"
 
 
+def test_a_plan_replaces_no_photo(mffsr, copied):
+    before = outputs(copied)
+    result = mffsr("batch", copied, "-n", "--plan", copied / "b1" / "p1.jpg", "-f")
+    assert result.exit_code == 2
+    assert "is one of the inputs" in result.stderr
+    assert outputs(copied) == before
+
+
 def test_a_malicious_plan_writes_nothing_anywhere(mffsr, copied, tmp_path):
     for name in ("../evil", "/tmp/evil"):
         (tmp_path / "plan.toml").write_text(
@@ -265,6 +274,31 @@ def test_inputs_are_never_overwritten(mffsr, copied):
     assert result.exit_code == 1
     assert "is one of the inputs" in result.stderr
     assert outputs(copied) == before
+
+
+def test_a_map_does_not_replace_the_photo_and_is_renamed_like_it(mffsr, copied, tmp_path):
+    arguments = ["batch", copied / "b1", "--group", "none", "-o", tmp_path / "out", "-s", 1]
+    clash = mffsr(*arguments, "--template", "x.png", "--focus-map", "x.png", "-f")
+    assert clash.exit_code == 1
+    assert "is another file of this command" in clash.stderr
+    assert not list((tmp_path / "out").glob("*.png"))
+    named = [*arguments, "--template", "o.png", "--focus-map", "m.png", "--on-exists", "rename"]
+    for _ in range(2):
+        assert mffsr(*named).exit_code == 0
+    found = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert found == ["m-2-preview.png", "m-2.png", "m-preview.png", "m.png", "o-2.png", "o.png"]
+
+
+def test_a_depth_that_is_asked_for_chooses_the_format(mffsr, copied, tmp_path):
+    result = mffsr("batch", copied / "b1", "--group", "none", "-o", tmp_path, "-s", 1, "--depth", 16)
+    assert result.exit_code == 0, result.stderr
+    assert read_photo(tmp_path / "b1_x1.tif").bit_depth == 16
+
+
+def test_beside_the_root_there_is_nothing(mffsr):
+    result = mffsr("batch", "/", "--group", "none")
+    assert result.exit_code == 2
+    assert "expected -o OUT" in result.stderr
 
 
 def test_the_input_may_be_read_only(mffsr, copied, tmp_path):
@@ -444,3 +478,52 @@ def test_two_brackets_of_one_output(brackets, copier, monkeypatch):
     results = run(brackets, copier)
     assert [event for event, _, _ in results] == ["done", "failed", "failed"]
     assert "is the output of bracket b1 already" in results[1][2]
+
+
+class Mapper(Copier):
+    """Writes a second file beside the photo; `fault` is raised instead of the second file of b2."""
+
+    fault: Exception | None = None
+
+    def files(self, result):
+        return [result[0], result[0].with_suffix(".map")]
+
+    def write(self, result):
+        told = super().write(result)
+        if result[0].stem == "b2" and self.fault:
+            raise self.fault
+        with atomic_output(result[0].with_suffix(".map"), overwrite=result[2]) as stream:
+            stream.write(b"map")
+        return told
+
+
+def test_a_failing_second_file_is_told_and_resume_goes_on(brackets, tmp_path):
+    (tmp_path / "out").mkdir()
+    mapper = Mapper(tmp_path / "out")
+    mapper.fault = PhotoError(f"{tmp_path / 'out' / 'b2.map'}: cannot be written: No space left on device")
+    told = run(brackets, mapper)
+    assert [event for event, _, _ in told] == ["done", "failed", "done"]
+    assert told[1][2] == str(mapper.fault)
+    mapper.fault = None
+    assert [event for event, _, _ in run(brackets, mapper, resume=True)] == ["skipped", "done", "skipped"]
+    assert (mapper.out / "b2.map").read_bytes() == b"map"
+    assert not list((mapper.out / FOLDER).glob("*.begun.json"))
+
+
+def test_an_input_is_known_by_any_capitals_where_those_do_not_matter(monkeypatch, tmp_path):
+    monkeypatch.setattr("mffsr.batch.os.path.normcase", str.lower)
+    bracket = Bracket(name="x", photos=[tmp_path / "A.JPG"])
+    with pytest.raises(UsageError, match="is one of the inputs"):
+        Claims([bracket]).claim(tmp_path / "a.jpg", bracket)
+
+
+def test_a_relative_folder_of_a_plan_lies_beside_it(tmp_path):
+    plan = tmp_path / "plan.toml"
+    table = '[[bracket]]\nname = "x"\nphotos = ["1.jpg", "2.jpg"]\n'
+    plan.write_text(f'folder = "shoot"\n{table}')
+    assert read_plan(plan)[0].photos == [tmp_path / "shoot" / name for name in ("1.jpg", "2.jpg")]
+    plan.write_text(table)
+    assert read_plan(plan)[0].photos[0] == tmp_path / "1.jpg"
+    plan.write_text(table.replace("1.jpg", "1\\u0000.jpg"))
+    with pytest.raises(UsageError, match="NUL"):
+        read_plan(plan)

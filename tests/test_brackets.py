@@ -14,8 +14,9 @@ from mffsr.batch_plan import check_template, inside, plan_text, read_plan, targe
 from mffsr.errors import MffsrError, PhotoError, UsageError
 from mffsr.photo import Photo, write_photo
 from mffsr.photo._ifd import Exif, Value, build_exif
-from mffsr.photo.brackets import Bracket, find_brackets, natural
+from mffsr.photo.brackets import Bracket, find_brackets
 from mffsr.photo.capture import read_capture, similarity, thumbnail
+from mffsr.text import natural
 
 
 def camera_exif(seconds: float | None, *, exposure: float = 0.01, sequence: int = 0, model="One") -> bytes:
@@ -217,6 +218,35 @@ def test_a_raw_is_taken_instead_of_its_jpeg(tmp_path, pair):
     assert len(found.left_out) == 2
 
 
+def test_what_people_made_of_a_raw_is_not_left_out(tmp_path, pair):
+    for name in ("a.jpg", "a.HIF", "a.tif", "a.png"):
+        shoot(tmp_path / "in", "x.jpg", pair[0]).rename(tmp_path / "in" / name)
+    (tmp_path / "in" / "a.NEF").touch()
+    found = find_brackets(tmp_path, group="folder")
+    assert names(found) == {"in": ["a.NEF", "a.png", "a.tif"]}
+    assert sorted(path.name for path, _ in found.left_out) == ["a.HIF", "a.jpg"]
+
+
+def test_photos_of_more_pixels_than_allowed_are_not_decoded_to_be_grouped(tmp_path, pair, monkeypatch):
+    for name, pixels in zip("ab", pair, strict=True):
+        shoot(tmp_path, f"{name}.png", pixels)
+        shoot(tmp_path, f"{name}c.jpg", pixels)
+
+    decoded = []
+
+    def watch(*_, **__):
+        decoded.append(1)
+        raise ValueError
+
+    monkeypatch.setattr("mffsr.photo.images._decode", watch)
+    monkeypatch.setattr("mffsr.photo._pillow.decode_small", watch)
+    found = find_brackets(tmp_path, max_pixels=96 * 128 - 1)
+    assert sum(len(b.photos) for b in found.brackets) == 4
+    assert not decoded
+    find_brackets(tmp_path, max_pixels=96 * 128)
+    assert len(decoded) == 4
+
+
 def test_no_folder_is_refused(tmp_path):
     with pytest.raises(UsageError, match="not a folder"):
         find_brackets(tmp_path / "none")
@@ -276,11 +306,11 @@ def test_a_plan_cannot_lead_out_of_the_folder(tmp_path, name, field):
     [
         ("no toml", "no plan"),
         ('brackets = "x"', "unknown key"),
-        ("bracket = 3", "no list"),
+        ("bracket = 3", "must be a list"),
         ("bracket = [3]", "table"),
         ('[[bracket]]\nname = "x"', "photos"),
         ('[[bracket]]\nname = "x"\nphotos = [1]', "photos"),
-        ('[[bracket]]\nname = 5\nphotos = ["a"]', "no text"),
+        ('[[bracket]]\nname = 5\nphotos = ["a"]', "must be a string"),
         ("x = " + "[" * 5000, "no plan"),
     ],
 )

@@ -15,14 +15,14 @@ from conftest import tiny_fapn, tiny_fn
 from safetensors.torch import save
 
 from mffsr import checkpoint
-from mffsr.checkpoint import find, load, load_model, save_network, write_file
-from mffsr.errors import CheckpointError, UsageError
+from mffsr.checkpoint import find, load, load_model, provenance, save_network, write_file
+from mffsr.errors import CheckpointError, MffsrError, UsageError
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "x2.safetensors"
-    save_network(tiny_fn(2), path, stage="srn", steps="7")
+    save_network(tiny_fn(2), path, {"stage": "srn", "steps": "7"})
     return path
 
 
@@ -41,7 +41,7 @@ def rewrite(path: Path, **changes: str) -> None:
 def test_round_trip_rebuilds_the_network(make, tmp_path):
     network = make()
     path = tmp_path / "a.safetensors"
-    sha256 = save_network(network, path, half=False, stage="joint")
+    sha256 = save_network(network, path, {"stage": "joint"}, half=False)
     back = load(path)
     assert back.sha256 == sha256
     assert back.header["stage"] == "joint"
@@ -80,6 +80,7 @@ def test_every_flipped_bit_is_refused(file):
     ("changes", "words"),
     [
         ({"version": "2"}, "made by a newer mffsr"),
+        ({"version": ""}, "no version of its layout"),
         ({"format": "other"}, "not a weight file of mffsr"),
         ({"kind": "gan"}, "kind 'gan'"),
         ({"config": '{"scale": 2, "features": 8, "growth": 8, "blocks": 3}'}, "missing"),
@@ -160,10 +161,26 @@ def test_weights_are_found_by_name_folder_and_file(tiny_weights):
     assert find(str(tiny_weights), 3) == (tiny_weights / "fapn.safetensors", tiny_weights / "x3.safetensors")
     assert find(str(tiny_weights / "x2.safetensors"), 2)[1] == tiny_weights / "x2.safetensors"
     assert find(str(tiny_weights / "fapn.safetensors"), 1) == (tiny_weights / "fapn.safetensors", None)
-    with pytest.raises(CheckpointError, match="nosuch-x2"):
-        find("nosuch", 2)
+    for scale in (1, 2):
+        with pytest.raises(CheckpointError, match=r"nosuch: no such weight file\nbundled sets: .*photo"):
+            find("nosuch", scale)
     with pytest.raises(CheckpointError, match="no such weight file"):
         find("nosuch.safetensors", 2)
+
+
+def test_a_folder_without_a_fapn_goes_with_the_bundled_one_unless_that_is_all(tiny_weights, tmp_path):
+    (tmp_path / "x2.safetensors").write_bytes((tiny_weights / "x2.safetensors").read_bytes())
+    found = find(str(tmp_path), 2)
+    assert found == (checkpoint.weights_folder() / "fapn.safetensors", tmp_path / "x2.safetensors")
+    with pytest.raises(CheckpointError, match="no such weight file"):
+        find(str(tmp_path), 1)
+
+
+def test_the_weights_of_a_photo_are_named_by_file(tiny_weights):
+    _, parts = load_model(2, str(tiny_weights))
+    named = " ".join(f"{part.path.name}:{part.sha256[:16]}" for part in parts)
+    assert provenance(parts) == {"Weights": named}
+    assert named.startswith("fapn.safetensors:")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -174,7 +191,21 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match="No space left"):
+    with pytest.raises(MffsrError, match="No space left"):
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_flushed_is_written_to_all_the_same(tmp_path, monkeypatch):
+    """As on some network disks, and on Windows."""
+    flush = os.fsync
+
+    def no_folders(fd):
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(22, "Invalid argument")
+        flush(fd)
+
+    monkeypatch.setattr(os, "fsync", no_folders)
+    write_file(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +17,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import bracket
+from typer.testing import CliRunner
 
+from mffsr.cli.app import app
+from mffsr.cli.console import Console, failure_text
+from mffsr.cli.fuse_job import expand, parse_memory
+from mffsr.cli.fuse_plan import _table, describe_registration
+from mffsr.cli.train import _lock
+from mffsr.errors import TrainingError, UsageError
 from mffsr.photo import Photo, read_photo, write_photo
+from mffsr.photo.align import Registration
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "100"}
 
@@ -39,6 +50,19 @@ def folder(tmp_path: Path) -> Path:
 def fuse(folder, tiny_weights):
     def run(*arguments, **options):
         return mffsr("fuse", "--weights", tiny_weights, *arguments, cwd=folder, **options)
+
+    return run
+
+
+@pytest.fixture
+def quick(folder, tiny_weights, monkeypatch):
+    """Run `mffsr fuse` in this process."""
+    monkeypatch.chdir(folder)
+
+    def run(*arguments):
+        result = CliRunner().invoke(app, ["fuse", *map(str, arguments), "--weights", str(tiny_weights)])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
 
     return run
 
@@ -81,6 +105,65 @@ def test_twice_the_same_bytes_and_never_silently_overwritten(fuse, folder):
     assert (folder / "one.png").read_bytes() == first
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["map-preview.png", "b.jpg", "-o", "o.png", "--focus-map", "map.png"],
+            ["map-preview.png", "inputs"],
+        ),
+        (["a.jpg", "b.jpg", "-o", "o.png", "--focus-map", "o.png"], ["o.png", "another file"]),
+        (["a.jpg", "b.jpg", "-o", "m-preview.png", "--focus-map", "m.png"], ["m-preview.png", "another"]),
+        (["001-a.png", "x/b.jpg", "-o", "o.png", "--save-aligned", "."], []),
+        (["a.jpg", "001-a.tif", "-o", "o.png", "--save-aligned", "x"], ["001-a.tif", "inputs"]),
+        (["a.jpg", "b.jpg", "-o", "002-b.tif", "--save-aligned", "."], ["002-b.tif", "another file"]),
+        (["a.jpg", "b.jpg", "-o", "o.png", "--focus-map", "link.png"], ["link.png", "inputs"]),
+    ],
+)
+def test_no_output_replaces_an_input_or_another_output(quick, folder, arguments, words):
+    Path("x").symlink_to(".")
+    for name in ("map-preview.png", "001-a.png", "001-a.tif"):
+        write_photo(read_photo("a.jpg"), name)
+    Path("link.png").symlink_to("b.jpg")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    result = quick(*arguments, "-s", 1, "-f", "-n")
+    assert result.exit_code == (2 if words else 0), result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+    assert ("device" in result.stderr) == (not words), "refused before anything is computed"
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_second_run_renames_all_that_it_writes(quick, folder):
+    everything = [
+        "-s",
+        1,
+        "-o",
+        "o.png",
+        "--focus-map",
+        "m.png",
+        "--save-aligned",
+        "al",
+        "--report",
+        "r.html",
+    ]
+    assert quick("a.jpg", "b.jpg", *everything).exit_code == 0
+    first = {p: p.read_bytes() for p in folder.rglob("*.*")}
+    assert quick("a.jpg", "b.jpg", *everything).exit_code == 1
+    result = quick("a.jpg", "b.jpg", *everything, "--on-exists", "rename")
+    assert result.exit_code == 0, result.stderr
+    assert {p: p.read_bytes() for p in first} == first
+    new = {str(p.relative_to(folder)) for p in folder.rglob("*.*")} - {
+        str(p.relative_to(folder)) for p in first
+    }
+    assert new == {"o-2.png", "m-2.png", "m-2-preview.png", "al/001-a-2.tif", "al/002-b-2.tif", "r-2.html"}
+    Path("o-2.png").unlink()
+    Path("m-3-preview.png").touch()
+    assert quick("a.jpg", "b.jpg", *everything[:6], "--on-exists", "rename").exit_code == 0
+    assert Path("o-2.png").exists()
+    assert Path("m-4.png").exists()
+    assert Path("m-4-preview.png").exists()
+
+
 def test_json_is_all_there_is_on_stdout(fuse, folder):
     result = fuse("a.jpg", "b.jpg", "-o", "out.tif", "--json", "--focus-map", "map.png")
     data = json.loads(result.stdout)
@@ -96,6 +179,37 @@ def test_json_is_all_there_is_on_stdout(fuse, folder):
 def test_default_output_lies_beside_the_first_photo(fuse, folder):
     assert fuse("a.jpg", "b.jpg", "-s", "2").stdout == "a-fused-x2.jpg\n"
     assert (folder / "a-fused-x2.jpg").exists()
+
+
+def test_the_default_output_holds_the_depth_that_is_asked_for(quick, folder):
+    assert quick("a.jpg", "b.jpg", "-s", 1, "--depth", "16").stdout == "a-fused-x1.tif\n"
+    assert read_photo("a-fused-x1.tif").bit_depth == 16
+    assert quick("a-fused-x1.tif", "b.jpg", "-s", 1, "--depth", "8", "-n").exit_code == 0
+    deep = Photo(pixels=read_photo("a-fused-x1.tif").pixels)
+    for name in ("a.png", "b.png"):
+        write_photo(deep, name)
+    assert quick("a.png", "b.png", "-s", 1, "--depth", "8", "-q").stdout == "a-fused-x1.png\n"
+
+
+def test_sides_beyond_what_is_registered_are_refused_by_name(quick, folder):
+    for name in ("wide.png", "wide2.png"):
+        write_photo(Photo(pixels=np.zeros((16, 33_000, 1), np.uint8)), name)
+    result = quick("wide.png", "wide2.png", "-o", "o.tif")
+    assert result.exit_code == 1
+    assert "wide.png: 33000×16 pixels: photos with a side above 32766 pixels" in result.stderr
+    assert "--no-align" in result.stderr
+
+
+def test_the_disk_is_asked_for_as_much_as_the_picture_may_take(quick, folder, monkeypatch):
+    for name in ("a.png", "b.png"):
+        write_photo(Photo(pixels=np.zeros((1000, 1000, 1), np.uint16)), name)
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_100_000))
+    # gray, 16 bits: 2 MB, of which half is little enough to try
+    assert quick("a.png", "b.png", "-s", 1, "-o", "o.png", "--no-align", "-n").exit_code == 0
+    result = quick("a.png", "b.png", "-s", 2, "-o", "o.png", "--no-align", "-n")
+    assert result.exit_code == 1
+    assert "about 3 MB are needed" in result.stderr
 
 
 def test_sixteen_bits_stay_and_jpeg_warns(fuse, folder):
@@ -128,6 +242,65 @@ def test_globs_lists_and_stdin(fuse, folder):
         assert "2 photos" in result.stderr
 
 
+@pytest.mark.parametrize("listed", ["@list.txt", "-"])
+def test_lists_are_bytes_and_only_line_feeds_end_a_line(tmp_path, monkeypatch, listed):
+    names = [b"caf\xe9.jpg", "é.jpg".encode(), "a\u2028b\x0bc.jpg".encode(), b"d e.jpg"]
+    content = b"\xef\xbb\xbf" + names[0] + b"\r\n\n" + b"\n".join(names[1:])
+    (tmp_path / "list.txt").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "ascii"))
+    assert [os.fsencode(path) for path in expand([listed])] == names
+
+
+def test_a_name_that_is_piped_out_is_that_of_the_file(monkeypatch):
+    name, out = os.fsdecode(b"caf\xe9.jpg"), io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "utf-8"))
+    Console().result(name)
+    assert out.getvalue() == b"caf\xe9.jpg\n"
+    Console(as_json=True).result("", {"output": name})
+    assert json.loads(out.getvalue().splitlines()[1]) == {"output": name}
+    monkeypatch.setattr(sys, "stdout", text := io.StringIO())
+    Console().result(name)
+    assert text.getvalue() == "caf\\xe9.jpg\n"
+
+
+def test_what_registration_cannot_tell_is_null_and_a_dash():
+    found = Registration(residual=float("inf"))
+    assert describe_registration(found)["residual"] is None
+    lines = _table([found, Registration(residual=12.34)])
+    assert lines[1].endswith("  –")
+    assert len(set(map(len, lines[1:]))) == 1
+
+
+@pytest.mark.parametrize("size", ["0", "0G", "0.0001K", "4X", "-1"])
+def test_a_memory_limit_is_more_than_nothing(size):
+    with pytest.raises(UsageError, match="expected something like 4G"):
+        parse_memory(size)
+    assert parse_memory("1.5K") == 1536
+
+
+def test_out_of_memory_says_what_to_make_smaller():
+    for error in (MemoryError(), RuntimeError("CUDA out of memory"), RuntimeError("std::bad_alloc")):
+        assert "--tile (train: --batch or --patch)" in failure_text(error)
+
+
+def test_a_plan_of_gray_photos_asks_for_gray_photos_memory(quick, folder):
+    def expected(*names):
+        photo = np.random.default_rng(0).integers(
+            0, 255, (4000, 3000, 1 if "gray" in names[0] else 3), np.uint8
+        )
+        for name in names:
+            write_photo(Photo(pixels=photo), name)
+        result = quick(*names, "-n", "--no-align", "--json", "-s", 1, "-o", "o.tif")
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)["expected"]
+
+    gray, colour = expected("gray1.png", "gray2.png"), expected("c1.png", "c2.png")
+    assert gray["memory"] < colour["memory"]
+    assert gray["disk"] == 0
+    assert colour["disk"] == 2 * 4000 * 3000 * 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -156,11 +329,20 @@ def test_globs_lists_and_stdin(fuse, folder):
             1,
             ["large.png", "1100×1000", "limit is 1 million"],
         ),
+        (
+            ["just.png", "a.jpg", "--max-megapixels", "1"],
+            1,
+            ["= 1.001 million pixels; the limit is 1 million"],
+        ),
+        (["@none.txt"], 2, ["none.txt"]),
+        (["@blank.txt"], 2, ["no photos given"]),
     ],
 )
 def test_bad_input_is_refused_by_name_and_nothing_is_written(fuse, folder, arguments, code, words):
     write_photo(Photo(pixels=np.zeros((30, 40, 3), np.uint8)), folder / "small.png")
     write_photo(Photo(pixels=np.zeros((1000, 1100, 3), np.uint8)), folder / "large.png")
+    write_photo(Photo(pixels=np.zeros((1000, 1001, 1), np.uint8)), folder / "just.png")
+    (folder / "blank.txt").write_text("\n")
     (folder / "text.jpg").write_text("no photo")
     (folder / "empty.jpg").touch()
     (folder / "cut.jpg").write_bytes((folder / "b.jpg").read_bytes()[:900])
@@ -225,6 +407,32 @@ def test_signals_end_cleanly(folder, tiny_weights, number, code):
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
 
 
+def test_training_writes_no_file_among_the_photographs(tmp_path):
+    for arguments in (["--data", tmp_path], ["--data", "elsewhere", "--val", tmp_path]):
+        given = ["train", "srn", *map(str, arguments), "--out", f"{tmp_path}/.", "--preview", "1"]
+        result = CliRunner().invoke(app, given)
+        assert result.exit_code == 2
+        assert "choose another --out" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_does_not_stop_a_training(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(error):
+        def flock(*_):
+            raise error
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    refuse(OSError(errno.ENOLCK, "No locks available"))
+    with _lock(tmp_path):
+        pass
+    refuse(BlockingIOError())
+    with pytest.raises(TrainingError, match="another training"), _lock(tmp_path):
+        pass
+
+
 def test_odd_environments_change_no_pixel(fuse, folder):
     plain = ENV | {"OMP_NUM_THREADS": "1"}
     assert fuse("a.jpg", "b.jpg", "-o", "one.png").returncode == 0
@@ -245,6 +453,8 @@ def test_version_help_and_doctor():
     result = mffsr("doctor", "--json")
     data = json.loads(result.stdout)
     assert data["chosen"]["ok"]
+    assert data["AVIF"]["found"] in ("yes", "no")
+    assert data["AVIF"]["ok"] or "pillow" in data["AVIF"]["fix"]
     assert result.returncode == 0, result.stdout
 
 

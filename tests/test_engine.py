@@ -14,6 +14,7 @@ from mffsr.engine import Events, Plan, fuse_bracket, plan_tiles
 from mffsr.errors import BracketError, DeviceError, MffsrError, UsageError
 from mffsr.focus_map import decide_focus, preview
 from mffsr.photo import Photo
+from mffsr.plan import SOURCES, rough_seconds
 from mffsr.regions import fill_holes, settle_undecided, undecided_regions
 from mffsr.render import render
 
@@ -168,8 +169,8 @@ def test_out_of_memory_halves_the_tile(cpu, monkeypatch, error):
     assert (
         told
         == [
-            "out of memory: going on with tiles of 128 pixels",
-            "out of memory: going on with tiles of 64 pixels",
+            "out of memory: going on with tiles of 128 pixels to enlarge",
+            "out of memory: going on with tiles of 64 pixels to enlarge",
         ][: len(told)]
     )
     assert told
@@ -186,12 +187,84 @@ def test_out_of_memory_ends_at_the_smallest_tile(cpu, monkeypatch):
         fuse_bracket(photos(*bracket(64, 64)[:2]), model, cpu, tile=128, align=False)
 
 
+def test_out_of_memory_halves_the_tiles_of_what_ran_out(cpu, monkeypatch):
+    model = tiny_model(2)
+    near, far, _, _ = bracket(200, 200)
+    expected = fuse_bracket(photos(near, far), model, cpu, tile=256, align=False)
+    focus = model.focus
+
+    def greedy(image1, image2, wanted):
+        if max(wanted[0].stop - wanted[0].start, wanted[1].stop - wanted[1].start) > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return focus(image1, image2, wanted)
+
+    monkeypatch.setattr(model, "focus", greedy)
+    monkeypatch.setattr("mffsr.engine.plan_tiles", lambda *_: Plan(focus=128, render=64))
+    told = []
+    events = Events(warning=told.append)
+    out = fuse_bracket(photos(near, far), model, cpu, align=False, events=events)
+    assert told == ["out of memory: going on with tiles of 64 pixels to find focus"]
+    np.testing.assert_array_equal(out.labels, expected.labels)
+
+
+def test_the_time_to_expect_is_that_of_both_halves(cpu, monkeypatch):
+    """With networks that take a second a pixel of what their halves run on."""
+    model, clock = tiny_model(2), [0.0]
+
+    def work(reach, image, wanted):
+        clock[0] += image.shape[2] * image.shape[3]
+        inner = image.shape[2] if wanted is None else 1 + 2 * reach
+        clock[0] += 10 * inner**2
+
+    fapn, fn = model.fapn.config, model.fn.config
+    monkeypatch.setattr(model, "focus", lambda a, b, wanted: work(fapn.fpm_reach, a, wanted))
+    monkeypatch.setattr(model, "render", lambda a, b, wanted: work(fn.upward_reach, a[0], wanted))
+    monkeypatch.setattr("mffsr.plan.time.perf_counter", lambda: clock[0])
+    found = rough_seconds(model, cpu, Plan(focus=64, render=64), (64, 64, 3), 3)
+    assert found == pytest.approx(11 * 64**2 * (2 + SOURCES)), "of a photo of one tile all is within the halo"
+    wide = rough_seconds(model, cpu, Plan(focus=64, render=64), (640, 64, 3), 3)
+    seen = (64 + 2 * fapn.reach) * 64, (64 + 2 * fapn.fpm_reach) * 64
+    assert wide < 10 * 2 * (seen[0] + 10 * seen[1]) + 10 * SOURCES * (seen[0] + 10 * seen[1])
+
+
+def test_another_depth_is_refused(cpu):
+    with pytest.raises(UsageError, match="depth 12: expected 8 or 16"):
+        fuse_bracket(photos(*bracket(64, 64)[:2]), tiny_model(1), cpu, depth=12)
+
+
+def test_no_frame_of_a_stack_is_taken_where_it_has_no_pixels(cpu, monkeypatch):
+    """Not even by what settles undecided regions and fills holes, which know of labels alone."""
+    model = tiny_model(1)
+    monkeypatch.setattr(model, "focus", undecided)
+    frames = [textured(120, 140, seed) for seed in range(3)]
+    view = np.ones((3, 120, 140), np.bool_)
+    view[1, :, 100:] = view[2, :, :40] = False
+
+    def all_of(index):
+        return lambda labels, *_: np.full_like(labels, index)
+
+    for index in (1, 2):
+        monkeypatch.setattr("mffsr.focus_map.settle_undecided", all_of(index))
+        monkeypatch.setattr("mffsr.focus_map.fill_holes", lambda labels: labels)
+        found = decide_focus(model, frames, cpu, tile=64, seen=lambda i: view[i])
+        assert np.take_along_axis(view, found.labels[None].astype(int), 0).all()
+
+
+def test_metadata_are_those_of_the_first_frame_that_is_used(cpu):
+    near, far, _, _ = bracket(128, 160)
+    pixels = [textured(128, 160, seed=9), near, far]
+    given = [Photo(pixels=p, dpi=(d, d)) for p, d in zip(pixels, (72, 300, 200), strict=True)]
+    fused = fuse_bracket(given, tiny_model(1), cpu, on_bad_frame="drop")
+    assert list(fused.dropped) == [0]
+    assert fused.photo.dpi == (300, 300)
+
+
 def test_tiles_are_chosen_from_the_memory(cpu):
     from dataclasses import replace
 
     model = tiny_model(2)
     plenty = plan_tiles(cpu, model, (4000, 6000, 3), None, 16)
-    assert plenty == Plan(focus=512, render=512)
+    assert plenty == Plan(focus=768, render=512)
     little = plan_tiles(replace(cpu, memory=1800 << 20), model, (4000, 6000, 3), None, 16)
     assert little.render < plenty.render
     with pytest.raises(DeviceError, match="do not suffice"):

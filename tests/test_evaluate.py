@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,8 @@ from mffsr.device import choose
 from mffsr.engine import fuse_bracket
 from mffsr.errors import BracketError, MffsrError, UsageError
 from mffsr.evaluate import OURS, Engine, evaluate_pairs, evaluate_truth, load_engine
-from mffsr.evaluate_files import find_brackets, find_photos, find_results, load_all, require_complete
-from mffsr.evaluate_scores import Evaluation, Row, bootstrap, truth_scores
+from mffsr.evaluate_files import Bracket, find_brackets, find_photos, find_results, load_all, require_complete
+from mffsr.evaluate_scores import Evaluation, Row, Scores, bootstrap, truth_scores
 from mffsr.evaluate_synthetic import label_scores, reduce, synthetic_bracket
 from mffsr.metrics import fusion_metrics
 from mffsr.model import FAPN, FN, FapnConfig, SrnConfig
@@ -168,6 +170,29 @@ def test_sizes_that_differ_are_named(tmp_path: Path) -> None:
     result = run("--sources", *paths[:2], "--fused", paths[2])
     assert result.exit_code == 1
     assert f"{paths[2]}: 61×51, but 0.png is 60×51" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--sources a.png b.png --fused f.png --csv a.png", "a.png: is one of the inputs"),
+        ("--sources a.png b.png --fused f.png --latex ./f.png", "f.png: is one of the inputs"),
+        ("--sources a.png b.png --fused f.png --csv t --latex ./t", "t: is another file of this command"),
+        ("--pairs . --csv a.png", "a.png: is one of the inputs"),
+        ("--truth . --latex b.png", "b.png: is one of the inputs"),
+        ("--pairs . --fused . --csv f.png", "f.png: is one of the inputs"),
+    ],
+)
+def test_tables_replace_no_photo_and_not_each_other(
+    arguments: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = [write(Path(name), scene(0)).read_bytes() for name in ("a.png", "b.png", "f.png")]
+    result = run(*arguments.split(), "-f")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert [Path(name).read_bytes() for name in ("a.png", "b.png", "f.png")] == before
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize(
@@ -321,7 +346,7 @@ def test_triples_are_brackets_too(tmp_path: Path) -> None:
         ("s-2-A.png", "", "s-2-A.png is missing"),
         ("", "s-2-C.png", "s-2-C.png is one frame more"),
         ("", "s-2-B.jpg", "is there under another extension"),
-        ("", "stray.png", "stray.png is no frame"),
+        ("", "stray.png", "stray.png is not a frame"),
     ],
 )
 def test_no_mean_over_a_silently_smaller_set(
@@ -383,6 +408,37 @@ def test_results_that_cannot_be_told_apart(pairs: Path, tmp_path: Path) -> None:
         find_results(folder, find_brackets(pairs)[0])
     write(folder / "s-1.png", scene(1))
     assert find_results(folder, find_brackets(pairs)[0])[0]["s-1"].name == "s-1.png"
+
+
+def test_a_result_of_the_longer_name_is_not_one_of_the_shorter(tmp_path: Path) -> None:
+    brackets = [Bracket(name, ("A", "B"), ()) for name in ("flower", "flower-2")]
+    for name in ("m_flower", "m_flower-2"):
+        write(tmp_path / f"{name}.png", scene(1, height=20, width=20))
+    found, missing, beyond = find_results(tmp_path, brackets)
+    assert {name: path.name for name, path in found.items()} == {
+        "flower": "m_flower.png",
+        "flower-2": "m_flower-2.png",
+    }
+    assert not missing
+    assert not beyond
+
+
+def test_frames_are_in_natural_order_and_of_all_formats_that_are_read(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        (tmp_path / f"s_{number}.avif").touch()
+    (bracket,), faults = find_brackets(tmp_path)
+    assert bracket.frames == ("1", "2", "10")
+    assert not faults
+
+
+def test_a_pool_that_broke_is_told_in_words() -> None:
+    class Broken(Executor):
+        def submit(self, *_: object, **__: object) -> Future[Any]:
+            raise BrokenProcessPool
+
+    measured = Scores(Broken(), 0, 1, lambda *_: None)
+    with pytest.raises(MffsrError, match="a worker process died, probably for lack of memory"):
+        measured.add(measured.row("m", "a"), truth_scores)
 
 
 def test_results_of_another_size(pairs: Path, tmp_path: Path) -> None:
@@ -568,6 +624,12 @@ def test_text_csv_and_latex_of_a_sheet() -> None:
     assert r"a\_b, 50 \% & \textbf{0.5000}" in tex
     assert r"odd & 0.9000" in tex
     assert to_csv([["a", 0.5, math.nan, None]]) == "a,0.5,,\n"
+
+
+def test_latex_is_told_of_what_is_infinite() -> None:
+    sheet = Sheet(title="t", first="x", columns=["psnr_y"], lines=[Line("same", {"psnr_y": math.inf})])
+    assert r"same & $\infty$ \\" in to_latex([sheet])
+    assert "∞" in to_text([sheet])
 
 
 def test_a_terminal_gets_a_drawn_table(monkeypatch: pytest.MonkeyPatch) -> None:

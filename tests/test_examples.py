@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 from conftest import data_folder, textured
 
 from mffsr.checkpoint import load, weights_folder
-from mffsr.photo import Photo, read_photo, write_photo
+from mffsr.errors import PhotoError
+from mffsr.photo import Photo, read_photo, with_depth, write_photo
+from mffsr.photo._colour import srgb_profile
 
 ROOT = Path(__file__).parents[1]
 COFFEE = ROOT / "examples" / "coffee"
@@ -39,16 +42,29 @@ def test_fuse_pair(tmp_path):
     assert read_photo(tmp_path / "out.tif").size == (400, 320)
 
 
+def test_fuse_pair_replaces_no_photo_where_the_output_was_forgotten(tmp_path, tiny_weights, monkeypatch):
+    names = [str(tmp_path / f"{name}.png") for name in "abc"]
+    for name in names:
+        cv2.imwrite(name, textured(70, 80))
+    before = Path(names[2]).read_bytes()
+    monkeypatch.setattr(sys, "argv", ["fuse_pair.py", *names])
+    monkeypatch.setattr("mffsr.fuse", lambda photos, scale: read_photo(photos[0]))
+    with pytest.raises(PhotoError, match="exists already"):
+        runpy.run_path(str(ROOT / "examples" / "fuse_pair.py"), run_name="__main__")
+    assert Path(names[2]).read_bytes() == before
+
+
 def test_fuse_arrays(tmp_path):
     assert "(192, 288, 1) uint16" in run(ROOT / "examples" / "fuse_arrays.py", cwd=tmp_path)
 
 
 def test_make_bracket(tmp_path):
     sharp = textured(120, 160)
-    write_photo(Photo(pixels=sharp), tmp_path / "sharp.png")
+    write_photo(with_depth(Photo(pixels=sharp, icc=srgb_profile()), 16), tmp_path / "sharp.png")
     script = ROOT / "examples" / "make_bracket.py"
     run(script, "sharp.png", "out", "--ellipse", 80, 60, 40, 30, cwd=tmp_path)
     near, far = (read_photo(tmp_path / "out" / f"{name}.jpg").pixels.astype(int) for name in ("near", "far"))
+    assert read_photo(tmp_path / "out" / "near.jpg").icc == srgb_profile()
     middle, corner = (slice(45, 75), slice(60, 100)), (slice(0, 20), slice(0, 30))
     for sharper, softer, where in ((near, far, middle), (far, near, corner)):
         assert np.abs(sharper - sharp)[where].mean() < np.abs(softer - sharp)[where].mean() / 2

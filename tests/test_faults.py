@@ -29,7 +29,8 @@ from typer.testing import CliRunner
 import mffsr
 from mffsr.cli.app import app
 from mffsr.cli.console import failure_text
-from mffsr.errors import PhotoError
+from mffsr.device import _cgroup_limits
+from mffsr.errors import PhotoError, is_out_of_memory
 from mffsr.model import JointModel
 from mffsr.photo import Photo, atomic_output, check_target, read_photo, write_photo
 
@@ -265,3 +266,30 @@ def test_cut_boxes_are_refused(suffix, tmp_path):
         path.write_bytes(flipped)
         with contextlib.suppress(PhotoError):  # any other error fails the test
             read_photo(path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_every_library_says_out_of_memory_in_its_own_words(error):
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(ValueError("out of range"))
+
+
+def test_the_least_limit_of_all_memory_cgroups_counts(tmp_path):
+    own = tmp_path / "cgroup"
+    own.write_text("0::/a/b/c\n")
+    for name, limit in (("", "max"), ("a", "5000"), ("a/b", "2000"), ("a/b/c", "9000")):
+        folder = tmp_path / "fs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(limit)
+        (folder / "memory.current").write_text("1500")
+        (folder / "memory.stat").write_text("inactive_file 500\n")
+    assert _cgroup_limits(own, tmp_path / "fs") == [8000, 1000, 4000]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -35,6 +36,7 @@ from mffsr.photo import (
 )
 from mffsr.photo._colour import srgb_profile
 from mffsr.photo._ifd import parse_exif
+from mffsr.photo._pillow import _tell_of_losses
 
 # ------------------------------------------------------------------ round trips
 
@@ -289,6 +291,33 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
     for name in ("x.jpg", "x.tif"):
         photo = read_photo(tmp_path / name)
         assert np.abs(photo.pixels.astype(int) - smooth()).mean() < 4
+
+
+def test_cmyk_with_alpha_and_a_profile_that_does_not_fit(tmp_path: Path) -> None:
+    inks = np.asarray(Image.fromarray(smooth()).convert("CMYK"))
+    alpha = smooth(channels=1)
+    tifffile.imwrite(
+        tmp_path / "x.tif",
+        np.concatenate([inks, alpha], axis=2),
+        photometric="separated",
+        extrasamples=["unassalpha"],
+        iccprofile=srgb_profile(),
+    )
+    told: list[str] = []
+    photo = read_photo(tmp_path / "x.tif", warn=told.append)
+    assert np.abs(photo.pixels.astype(int) - smooth()).mean() < 4
+    assert photo.alpha is not None
+    np.testing.assert_array_equal(photo.alpha, alpha[:, :, 0])
+    assert photo.icc is None
+    assert "describes RGB colours, but the pixels are CMYK" in told[0]
+
+
+@pytest.mark.parametrize(("bits", "told"), [(0, False), (2, True), (4, True)])
+def test_heif_of_more_than_8_bits_is_told(bits: int, told: bool) -> None:
+    record = bytes(17) + bytes([0xF8 | bits, 0xF8, 0, 0, 0, 0])  # ISO/IEC 14496-15, 8.3.3.1
+    warnings: list[str] = []
+    _tell_of_losses(io.BytesIO(b"\0\0\0\x20ftypheic" + bytes(30) + b"hvcC" + record), warnings.append)
+    assert any("read as 8" in text for text in warnings) == told
 
 
 def test_pnm(tmp_path: Path) -> None:

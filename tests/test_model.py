@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_fapn, tiny_fn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mffsr.model import FAPN, FN, FapnConfig, SrnConfig, enlarge
+from mffsr.model import FAPN, FN, FapnConfig, SrnConfig, blocks, enlarge
 from mffsr.model.blocks import (
     Stack,
     box_mean,
@@ -225,6 +225,19 @@ def test_a_stack_takes_an_activation_with_its_convolution():
     layer, x = conv(5, 7), noise(9, 11)[:, :1].expand(1, 5, 9, 11)
     with torch.no_grad():
         assert torch.equal(Stack(layer, torch.nn.LeakyReLU(0.2))(x), convolve(layer, x, slope=0.2))
+
+
+def test_convolutions_by_parts_keep_to_types_that_the_processor_has(monkeypatch):
+    monkeypatch.setattr(blocks, "FUSED", True)
+    monkeypatch.setattr(blocks, "FUSED_TYPES", (torch.float32,))
+    asked = []
+    monkeypatch.setattr(blocks, "_convolve_by_parts", lambda _, parts, dtype, *rest: asked.append(dtype))
+    layer, x = conv(3, 4), noise(9, 11)
+    with torch.no_grad():
+        convolve(layer, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert convolve(layer, x).dtype == torch.bfloat16
+    assert asked == [torch.float32]
 
 
 def test_concatenation_keeps_channels_last_and_order():

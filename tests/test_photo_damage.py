@@ -126,10 +126,17 @@ def test_foreign_formats_are_named(content: bytes, name: str, tmp_path: Path) ->
             read(path)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint32])
-def test_unusual_tiffs_are_refused_by_what_they_are(dtype: type, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "what"),
+    [
+        (np.float32, "32-bit floating point"),
+        (np.uint32, "32-bit integer"),
+        (np.int16, "16-bit signed integer"),
+    ],
+)
+def test_unusual_tiffs_are_refused_by_what_they_are(dtype: type, what: str, tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "x.tif", np.zeros((4, 5, 3), dtype), photometric="rgb")
-    with pytest.raises(PhotoError, match=r"32-bit .* pixels; save it as 16-bit"):
+    with pytest.raises(PhotoError, match=f"{what} pixels; save it as unsigned 16-bit TIFF"):
         read_photo(tmp_path / "x.tif")
 
 

@@ -28,8 +28,10 @@ from mffsr.photo._colour import srgb_profile
 from mffsr.photo.web import jpeg, web_pixels
 from mffsr.report import Entry, Making, bracket_page, index_page, is_ours, read_card, take_pictures
 from mffsr.report import pictures as pictures_module
+from mffsr.report.page import _frames
 from mffsr.report.pictures import BUDGET, DETAIL
 
+COLOURS = ("#000", "#777", "#fff")
 LARGEST_PAGE = 15_000_000  # bytes
 MAKING = Making(
     command="mffsr fuse a.jpg b.jpg --report r.html",
@@ -339,6 +341,23 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".mffsr-*") if path.suffix == ".tmp"]
 
 
+def test_cells_stand_in_their_columns():
+    head = [cell.split("</th>")[0] for cell in _frames(told(), COLOURS).split('scope="col">')[1:]]
+    frames = [{"path": "a.jpg", "share": 0.75}, {"path": "b.jpg", "share": 0.25}]
+    for row in _frames({"frames": frames}, COLOURS).split("<tr>")[2:]:
+        cells = row.split("<t")[1:]  # of the number, the name, and what COLUMNS says
+        assert len(cells) == len(head)
+        assert "not registered" in cells[head.index("Shift x, y")]
+        assert "%" in cells[head.index("Share")]
+    dropped = {"path": "c.jpg", "share": 0.0, "dropped": "is black"}
+    assert 'colspan="7"' in _frames({"frames": [*frames, dropped]}, COLOURS)
+
+
+def test_what_registration_cannot_tell_is_a_dash():
+    frames = [frame | {"residual": None} for frame in told()["frames"]]
+    assert '<td data-label="Off by">–</td>' in _frames({"frames": frames}, COLOURS)
+
+
 def test_fuse_writes_a_report(fuse, folder):
     result = fuse("a.png", "b.png", "-o", "out 1.png", "--report", "r.html", "--json")
     assert result.exit_code == 0, result.stderr
@@ -371,7 +390,7 @@ def test_the_report_is_checked_before_anything_is_computed(fuse, folder):
     (folder / "b.html").write_bytes((folder / "b.png").read_bytes())
     result = fuse("a.png", "b.html", "-o", "out.png", "--report", "b.html", "-f")
     assert result.exit_code == 2
-    assert "another file of this command" in result.stderr
+    assert "is one of the inputs" in result.stderr
     result = fuse("a.png", "b.png", "-o", "out.png", "--report", "old.html", "--on-exists", "rename")
     assert result.exit_code == 0, result.stderr
     assert (folder / "old.html").read_text() == "precious"

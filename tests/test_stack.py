@@ -99,8 +99,29 @@ def test_row_blocks_cover_a_frame():
 
 def test_no_room_is_said_before_anything_is_computed(monkeypatch, on_disk, cpu):
     monkeypatch.setattr(frames_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=5 << 10))
-    with pytest.raises(PhotoError, match="No space left for the registered frames"):
+    with pytest.raises(PhotoError, match=r"the frames cannot be kept on disk: .* has 0 MB free"):
         fuse_bracket(Loading([textured(64, 80, s) for s in (0, 1)]), tiny_model(1), cpu, align=False)
+
+
+def test_why_no_folder_can_keep_the_frames_is_said_of_each(monkeypatch, on_disk, tmp_path):
+    def refuse(**options):
+        raise PermissionError(13, "Permission denied", str(options["dir"]))
+
+    monkeypatch.setattr(frames_module.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(frames_module.tempfile, "gettempdir", lambda: str(tmp_path / "none"))
+    with FrameStore(2, folders=[on_disk]) as store, pytest.raises(PhotoError) as error:
+        store.put(0, textured(64, 80))
+    assert str(error.value).count(f"{on_disk}: Permission denied") == 1
+    assert f"{tmp_path / 'none'}: No such file or directory" in str(error.value)
+
+
+def test_a_frame_that_was_not_moved_covers_even_what_opencv_cannot_warp():
+    size = (40000, 2)
+    still, moved_by_one = Registration(index=0), Registration(index=1, matrix=np.eye(3) + np.eye(3, k=2))
+    assert covered(still, size, (0, 0, *size)).all()
+    assert covered(still, size, (7, 0, 30, 2)).shape == (2, 30)
+    assert not covered(moved_by_one, (50, 2), (0, 0, 50, 2)).all()
+    assert not covered(still, (50, 2), (10, 0, 50, 2)).all()
 
 
 def test_loading_on_access_reads_every_photo_once_and_changes_no_pixel(on_disk, cpu):

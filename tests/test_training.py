@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from conftest import textured, tiny_fapn
+from conftest import textured, tiny_fapn, tiny_fn
 from PIL import Image
 from torch import Tensor
 
 from mffsr import metrics
 from mffsr.checkpoint import load, load_model, save_network
 from mffsr.device import Runtime
-from mffsr.errors import CheckpointError, TrainingError, UsageError
+from mffsr.errors import CheckpointError, MffsrError, TrainingError, UsageError
 from mffsr.model import FAPN, FapnConfig
-from mffsr.training import losses, trainer
+from mffsr.training import losses, trainer, validate
 from mffsr.training.curve import draw_curves
 from mffsr.training.meter import Meter
 from mffsr.training.photos import Photos, sharp_blocks
@@ -318,7 +318,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises((CheckpointError, TrainingError), match="No space left"):
+    with pytest.raises(MffsrError, match="No space left"):
         train(SRN_STAGE, TINY, photos, tmp_path, cpu, resume=True)
     monkeypatch.undo()
     assert states(tmp_path) == before
@@ -401,10 +401,19 @@ def test_every_ablation_trains_saves_loads_and_evaluates(
     assert config == (options.fapn if name == "fapn" else options.srn)
     low = torch.from_numpy(textured(32, 48).transpose(2, 0, 1) / np.float32(255))[None]
     with torch.inference_mode():
-        fused, maps = model(low, low.flip(3))
+        maps = model.focus(low, low.flip(3))
+        fused = model.render((low, low.flip(3)), torch.full((1, 2, 32, 48), 0.5))
     assert fused.shape == (1, 3, 32 * scale, 48 * scale)
     assert bool(torch.isfinite(fused).all())
     assert maps.m1.shape == (1, 1, 32, 48)
+
+
+def test_of_a_large_photo_the_centre_is_validated(photos: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_fn(2)
+    monkeypatch.setattr(validate, "LARGEST", 100)
+    found = validate.sr_scores(network, photos, "clean", 1)
+    centre = photos.images[0][:, 30:130, 50:150].clone()
+    assert found == validate.sr_scores(network, Photos([centre], photos.sharp[:1], ["a"]), "clean", 1)
 
 
 # -- the picture and the meter -----------------------------------------------------------------------------

@@ -264,6 +264,20 @@ def test_photos_are_decoded_in_order_and_gray_ones_become_rgb(tmp_path: Path) ->
     assert found.megapixels == pytest.approx(0.048)
 
 
+def test_photos_take_their_images_out_of_the_list(photos: Photos) -> None:
+    """So that no more than one of them is there twice while they are put into one piece."""
+    given = [image.clone() for image in photos.images]
+    taken = Photos(given, photos.sharp, photos.names)
+    assert given == []
+    assert all(torch.equal(a, b) for a, b in zip(taken.images, photos.images, strict=True))
+
+
+def test_the_raw_and_the_jpeg_of_a_shot_are_one_photograph(tmp_path: Path) -> None:
+    for name in ("a.dng", "a.jpg", "b.HEIC", "c.avif", "c.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in find_photos(tmp_path)] == ["a.jpg", "b.HEIC", "c.avif"]
+
+
 def test_faulty_photos_are_all_named_before_training(tmp_path: Path) -> None:
     Image.fromarray(textured(64, 64)).save(tmp_path / "good.png")
     whole = (tmp_path / "good.png").read_bytes()

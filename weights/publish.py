@@ -26,7 +26,7 @@ def publish(source: Path, name: str, command: str, data: str, note: str) -> None
     header.setdefault("degradation", found.header.get("data", ""))
     header |= {"licence": LICENCE, "command": command, "photographs": data, "note": note}
     path = FOLDER / f"{name}.safetensors"
-    save_network(found.network, path, **header)
+    save_network(found.network, path, header)
     manifest = FOLDER / "manifest.json"
     entries = json.loads(manifest.read_text()) if manifest.exists() else {}
     published = load(path)

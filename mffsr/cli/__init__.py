@@ -1,1 +1,1 @@
-"""The command line: one file per command."""
+"""The command line: a file or a few for each command."""

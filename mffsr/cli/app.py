@@ -33,7 +33,7 @@ app.command(
     short_help="Measure fused photos; the paper's metrics and tables.",
     epilog=EPILOG,
 )(evaluate.evaluate)
-app.command("doctor", short_help="Is everything there? How to mend what is not.", epilog=EPILOG)(
+app.command("doctor", short_help="Check the installation and say how to fix what is missing.", epilog=EPILOG)(
     doctor.doctor
 )
 

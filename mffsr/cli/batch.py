@@ -16,8 +16,10 @@ from mffsr.cli.batch_report import Tally, named
 from mffsr.cli.batch_worker import Computing, Options, load_fuser
 from mffsr.cli.console import Console, exit_codes
 from mffsr.cli.fuse_job import Depth, Framing, Motion, OnBadFrame, OnExists
+from mffsr.cli.outputs import check_outputs
 from mffsr.cli.reports import settle_index, write_index
 from mffsr.errors import PhotoError, UsageError
+from mffsr.limits import MAX_MEGAPIXELS
 
 if TYPE_CHECKING:
     from mffsr.photo.brackets import Bracket, Found
@@ -66,7 +68,7 @@ def batch(
     weights: opt.Weights = "photo",
     tile: opt.Tile = "auto",
     max_memory: opt.MaxMemory = "",
-    max_megapixels: opt.MaxMegapixels = 500,
+    max_megapixels: opt.MaxMegapixels = MAX_MEGAPIXELS,
     align: opt.Align = True,
     model: opt.Model = Motion.similarity,
     crop: opt.Crop = True,
@@ -93,7 +95,7 @@ def batch(
     dry_run: Annotated[
         bool, typer.Option("-n", "--dry-run", help="Print the plan (or write it to --plan), and stop.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print an event a line as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON event per line.")] = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -107,7 +109,8 @@ def batch(
         out = output or (Path() if dry_run and folder is None else _default_out(folder))
         existing = OnExists.overwrite if force else on_exists
         writes_plan = dry_run and plan is not None and folder is not None
-        found = _brackets(folder, None if writes_plan else plan, group.value, out, console)
+        max_pixels = max_megapixels * 1_000_000
+        found = _brackets(folder, None if writes_plan else plan, group.value, out, max_pixels, console)
         if dry_run:
             _dry_run(found, folder, plan if writes_plan else None, existing, console)
             return
@@ -116,8 +119,8 @@ def batch(
             template=template,
             scale=scale,
             tile=fuse_job.parse_tile(tile),
-            align=align,
             framing=Framing(
+                align=align,
                 crop=crop,
                 on_bad_frame=on_bad_frame.value,
                 prefer=prefer.value if prefer else None,
@@ -127,7 +130,7 @@ def batch(
             quality=quality,
             focus_map=focus_map,
             on_exists=existing,
-            max_pixels=max_megapixels * 1_000_000,
+            max_pixels=max_pixels,
             report=settle_index(report, out, existing, resume=resume) if report is not None else None,
         )
         _check_templates(options, len(found.brackets))
@@ -144,10 +147,14 @@ def _default_out(folder: Path | None) -> Path:
     if folder is None:
         raise UsageError("a plan does not say where to write: expected -o OUT")
     real = Path(os.path.realpath(folder))
+    if not real.name:
+        raise UsageError(f"{folder}: nothing can be written beside it: expected -o OUT")
     return real.with_name(f"{real.name}-fused")
 
 
-def _brackets(folder: Path | None, plan: Path | None, group: str, out: Path, console: Console) -> Found:
+def _brackets(
+    folder: Path | None, plan: Path | None, group: str, out: Path, max_pixels: int, console: Console
+) -> Found:
     """Find the brackets; raises UsageError where there are none."""
     from mffsr.batch_plan import read_plan
     from mffsr.batch_record import Records
@@ -162,7 +169,7 @@ def _brackets(folder: Path | None, plan: Path | None, group: str, out: Path, con
         skip = Records(out).outputs()
         if os.path.realpath(out) != os.path.realpath(folder):
             skip.add(os.path.realpath(out))
-        found = find_brackets(folder, group=group, skip=skip)
+        found = find_brackets(folder, group=group, skip=skip, max_pixels=max_pixels)
     for path, why in found.left_out[:NAMED]:
         console.message(f"{path}: in no bracket ({why})")
     if len(found.left_out) > NAMED:
@@ -191,6 +198,8 @@ def _dry_run(
         return
     from mffsr.photo import atomic_output
 
+    photos = [photo for bracket in found.brackets for photo in bracket.photos]
+    check_outputs([plan], [*photos, *(path for path, _ in found.left_out)])
     with atomic_output(plan, overwrite=on_exists is OnExists.overwrite) as stream:
         stream.write(text.encode())
     console.message(f"{len(found.brackets)} brackets")

@@ -17,7 +17,7 @@ from mffsr.batch_cluster import Told, new_run, run_cluster
 from mffsr.batch_workers import Stopped, Teller, cluster, threads
 from mffsr.cli.batch_worker import Computing, Fuser, Options, load_fuser, map_of, target_of
 from mffsr.cli.console import Console, failure_text
-from mffsr.cli.fuse_job import preview_name
+from mffsr.cli.outputs import with_preview
 from mffsr.errors import ClusterError, MffsrError
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def fuse_remotely(
         def claim(bracket: Bracket) -> None:
             claims.claim(target_of(options, bracket), bracket)
             if (focus_map := map_of(options, bracket)) is not None:
-                claims.claim(focus_map, bracket)
-                claims.claim(preview_name(focus_map), bracket)
+                for path in with_preview(focus_map):
+                    claims.claim(path, bracket)
 
         def progress(number: int, stage: str, done: int, total: int) -> None:
             if console.drawing:

@@ -15,8 +15,8 @@ from mffsr.cli import fuse_job
 from mffsr.cli.batch_report import BracketConsole
 from mffsr.cli.console import Console
 from mffsr.cli.fuse_job import Depth, Framing, OnExists
+from mffsr.cli.outputs import check_outputs, default_suffix
 from mffsr.cli.reports import BatchReport, Report, making_of
-from mffsr.errors import UsageError
 
 if TYPE_CHECKING:
     from mffsr.batch import Reader
@@ -37,7 +37,6 @@ class Options:
     template: str
     scale: int
     tile: int | None
-    align: bool
     framing: Framing
     depth: Depth
     quality: int
@@ -64,7 +63,6 @@ class _Done:
 
     job: fuse_job.Job
     fusion: Fusion
-    focus_map: Path | None
     report: Report | None
     started: float
     console: Console
@@ -98,7 +96,6 @@ class Fuser:
             "device": self.runtime.device.type,
             "precision": self.runtime.precision,
             "scale": self.options.scale,
-            "align": self.options.align,
             **asdict(self.options.framing),
             "depth": self.options.depth.value,
             "quality": self.options.quality,
@@ -115,41 +112,35 @@ class Fuser:
         started = time.perf_counter()
         options, console = self.options, BracketConsole(self.console, bracket.name)
         on_exists = OnExists.overwrite if overwrite else options.on_exists
-        target.parent.mkdir(parents=True, exist_ok=True)
+        focus_map = map_of(options, bracket)
+        for path in (target, focus_map or target):
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             job = fuse_job.prepare(
                 list(bracket.photos),
                 target,
-                options.scale,
-                options.depth,
-                on_exists,
-                options.max_pixels,
-                console,
+                scale=options.scale,
+                depth=options.depth,
+                on_exists=on_exists,
+                max_pixels=options.max_pixels,
+                framing=options.framing,
+                focus_map=focus_map,
+                console=console,
             )
         except typer.Exit:
             return None
-        job = replace(job, framing=options.framing)
-        focus_map = map_of(options, bracket)
-        if focus_map is not None:
-            if job.output in (focus_map, fuse_job.preview_name(focus_map)):
-                raise UsageError(f"{focus_map}: the focus map would overwrite the photo\nname it otherwise")
-            focus_map.parent.mkdir(parents=True, exist_ok=True)
-            fuse_job.check_focus_map(focus_map, list(bracket.photos), job)
         report = self._report(job)
         fusion = fuse_command.run_job(
             job,
             self.model,
             self.runtime,
-            options.tile,
-            options.align,
-            self.provenance,
-            console,
-            read,
-            report,
+            tile=options.tile,
+            provenance=self.provenance,
+            console=console,
+            read=read,
+            report=report,
         )
-        return _Done(
-            job=job, fusion=fusion, focus_map=focus_map, report=report, started=started, console=console
-        )
+        return _Done(job=job, fusion=fusion, report=report, started=started, console=console)
 
     def _report(self, job: fuse_job.Job) -> Report | None:
         """Return the report of a bracket, if one was asked for; PhotoError where it cannot be written."""
@@ -160,20 +151,18 @@ class Fuser:
             return None
         page = asked.page(job.output, self.options.out)
         page.parent.mkdir(parents=True, exist_ok=True)
+        check_outputs([*job.outputs, page], job.photos)
         overwrite = job.overwrite or asked.may_replace(page)
         resolve_target(page, overwrite=overwrite)
         return Report(page, job.scale, self.making, overwrite=overwrite)
 
     def files(self, result: _Done) -> list[Path]:
         """Return what `write` writes."""
-        maps = [result.focus_map, fuse_job.preview_name(result.focus_map)] if result.focus_map else []
-        return [result.job.output, *maps]
+        return result.job.outputs
 
     def write(self, result: _Done) -> dict[str, Any]:
         """Write a fused bracket and return what --json tells of it."""
-        fuse_command.write_result(
-            result.job, result.fusion, self.options.quality, result.focus_map, result.console
-        )
+        fuse_command.write_result(result.job, result.fusion, self.options.quality, result.console)
         seconds = time.perf_counter() - result.started
         told = fuse_command.describe(result.job, result.fusion, self.runtime, seconds, result.console)
         if result.report is not None:
@@ -186,8 +175,8 @@ def target_of(options: Options, bracket: Bracket) -> Path:
     from mffsr.batch_plan import inside, target_name
     from mffsr.photo import read_header
 
-    depth = max(read_header(photo).bit_depth for photo in bracket.photos)
-    extension = fuse_job.default_output(Path(bracket.photos[0]), 1, depth).suffix
+    deepest = max(read_header(photo).bit_depth for photo in bracket.photos)
+    extension = default_suffix(Path(bracket.photos[0]), fuse_job.wanted_depth(options.depth, deepest))
     return inside(options.out, target_name(options.template, bracket, options.scale, extension))
 
 
@@ -203,7 +192,7 @@ def map_of(options: Options, bracket: Bracket) -> Path | None:
 
 def load_fuser(options: Options, computing: Computing, console: Console) -> Fuser:
     """Load the model once."""
-    from mffsr.checkpoint import load_model
+    from mffsr.checkpoint import load_model, provenance
     from mffsr.device import choose
 
     runtime = choose(computing.device, computing.precision, computing.memory)
@@ -211,6 +200,5 @@ def load_fuser(options: Options, computing: Computing, console: Console) -> Fuse
     console.message(f"device: {runtime.reason}")
     model, parts = load_model(options.scale, computing.weights)
     model = runtime.place(model)
-    provenance = {"Weights": " ".join(f"{p.path.name}:{p.sha256[:16]}" for p in parts)}
     making = making_of(options.report.command if options.report else "", runtime, parts)
-    return Fuser(options, model, runtime, provenance, making, console)
+    return Fuser(options, model, runtime, provenance(parts), making, console)

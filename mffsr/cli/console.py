@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from mffsr.errors import MffsrError, UsageError
+from mffsr.errors import MffsrError, UsageError, is_out_of_memory
 from mffsr.text import visible
 
 __all__ = ["Console", "Terminated", "exit_codes", "failure_text"]
@@ -31,14 +31,6 @@ STAGES = {
 }
 LINES = 5  # most lines that a failure prints
 LONGEST = 300  # characters of a message that is not ours
-# What PyTorch, OpenCV and C++ say instead of MemoryError.
-OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "insufficient memory",
-    "bad_alloc",
-    "create a primitive",
-)
 
 
 class Terminated(BaseException):
@@ -114,17 +106,24 @@ class Console:
             out = json.dumps(data, ensure_ascii=False)
             if any("\ud800" <= c <= "\udfff" for c in out):  # a name that is not UTF-8
                 out = json.dumps(data)
-        if sys.stdout.isatty() and not self.as_json:  # elsewhere names are wanted as they are
-            out = printable(out)
         try:
-            sys.stdout.write(
-                out.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") + "\n"
-            )
+            self._print(out + "\n")
             sys.stdout.flush()
         except BrokenPipeError:  # nobody listens; the work is done all the same
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except UnicodeEncodeError:
             sys.stdout.write(out.encode("ascii", "backslashreplace").decode() + "\n")
+
+    def _print(self, out: str) -> None:
+        """Write to stdout: names fit to be seen on a terminal, and byte for byte as they are elsewhere."""
+        stream = getattr(sys.stdout, "buffer", None)
+        if sys.stdout.isatty():
+            sys.stdout.write(out if self.as_json else printable(out))
+        elif self.as_json or stream is None:
+            sys.stdout.write(out.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+        else:
+            sys.stdout.flush()
+            stream.write(os.fsencode(out))
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Show how far a stage is: a bar with ETA on a terminal, a few plain lines elsewhere."""
@@ -222,8 +221,8 @@ def failure_text(error: BaseException) -> str:
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or error}"
     text = " ".join(str(error).split())[:LONGEST]
-    if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
-        return "not enough memory\nclose other programs, or use a smaller --tile"
+    if is_out_of_memory(error):
+        return "not enough memory\nclose other programs, or use a smaller --tile (train: --batch or --patch)"
     if isinstance(error, NotImplementedError) and "MPS" in text:
         return f"{text}\nset PYTORCH_ENABLE_MPS_FALLBACK=1, or use --device cpu"
     return f"{type(error).__name__}: {text}\nthis should not happen; --debug shows where it did"

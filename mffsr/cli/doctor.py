@@ -28,7 +28,7 @@ class Finding(NamedTuple):
 def doctor(
     as_json: opt.Json = False,
 ) -> None:
-    """Look at device, precision, weights, codecs and memory; say how to mend each fault."""
+    """Check the installation and say how to fix what is missing."""
     console = Console(as_json=as_json)
     with exit_codes(console):
         findings = [*_versions(), *_device(), *_weights(), *_codecs()]
@@ -96,7 +96,7 @@ def _weights() -> list[Finding]:
 def _codecs() -> list[Finding]:
     from PIL import features
 
-    webp = bool(features.check("webp"))
+    webp, avif = (bool(features.check(codec)) for codec in ("webp", "avif"))
     raw = importlib.util.find_spec("rawpy") is not None
     heif = importlib.util.find_spec("pillow_heif") is not None
     dask = importlib.util.find_spec("distributed") is not None
@@ -104,6 +104,7 @@ def _codecs() -> list[Finding]:
         Finding(
             "WebP", webp, "yes" if webp else "no", "" if webp else "pip install --force-reinstall pillow"
         ),
+        Finding("AVIF", avif, "yes" if avif else "no", "" if avif else "pip install -U pillow"),
         Finding("camera RAW", raw, "yes" if raw else "no", "" if raw else "pip install rawpy"),
         Finding("HEIC", True, "yes" if heif else "no (optional: pip install 'mffsr[heic]')"),
         Finding("workers", True, "yes" if dask else "no (optional: pip install 'mffsr[cluster]')"),

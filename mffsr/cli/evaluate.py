@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -15,8 +14,10 @@ from typer.core import TyperCommand
 from mffsr.cli import options as opt
 from mffsr.cli.console import Console, exit_codes
 from mffsr.cli.evaluate_tables import to_csv, to_latex, to_text
-from mffsr.cli.fuse import expand, parse_memory, parse_tile
+from mffsr.cli.fuse_job import expand, parse_memory, parse_tile
+from mffsr.cli.outputs import check_outputs
 from mffsr.errors import UsageError
+from mffsr.limits import SCALES
 
 if TYPE_CHECKING:
     from mffsr.cli.evaluate_report import Report
@@ -108,7 +109,14 @@ def evaluate(
         Path | None, typer.Option(help="Folder of sharp photos; brackets are made from them.")
     ] = None,
     scale: Annotated[
-        int | None, typer.Option("-s", "--scale", min=1, max=4, help="Enlargement; 1 = fusion alone.  [2]")
+        int | None,
+        typer.Option(
+            "-s",
+            "--scale",
+            min=1,
+            max=max(SCALES),
+            help="Enlargement; 1 = fusion alone.  [2; 1 for the results of --fused]",
+        ),
     ] = None,
     protocol: Annotated[
         Protocol | None, typer.Option(help="paper for --pairs, synthetic for --truth.")
@@ -120,7 +128,11 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic brackets.")] = 0,
     weights: opt.Weights = "photo",
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="Also in two steps (Table III), and each source alone.")
+        bool,
+        typer.Option(
+            "--baselines",
+            help="Also measure enlarging and fusing as two steps (Table III), and each source alone.",
+        ),
     ] = False,
     ablations: Annotated[
         Path | None,
@@ -147,6 +159,8 @@ def evaluate(
     """Measure fused photos: the paper's metrics and tables; PSNR, SSIM and the focus map with a truth."""
     console = Console(quiet=quiet, as_json=as_json)
     with exit_codes(console, debug=debug):
+        from mffsr.batch_workers import cores
+
         request = Request(
             pairs=pairs,
             truth=truth,
@@ -158,13 +172,13 @@ def evaluate(
             baselines=baselines,
             ablations=ablations,
             allow_missing=allow_missing,
-            jobs=jobs or _cores(),
+            jobs=jobs or cores(),
         )
         _check(request, sources, protocol)
-        for target in (csv, latex):
-            _check_target(target, force)
+        given = expand(sources) if sources else []
+        _check_targets([path for path in (csv, latex) if path is not None], request, given, force=force)
         if sources:
-            report = _measure(sources, fused)
+            report = _measure(given, fused)
         elif pairs is not None and fused is not None:
             report = _results(request, fused, console)
         else:
@@ -176,10 +190,6 @@ def evaluate(
         if latex is not None:
             _write(latex, to_latex(report.sheets), force)
         console.result("" if as_json else to_text(report.sheets), report.data)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check(request: Request, sources: list[str] | None, protocol: Protocol | None) -> None:
@@ -208,11 +218,22 @@ def _check(request: Request, sources: list[str] | None, protocol: Protocol | Non
         raise UsageError(f"{request.ablations}: not a folder")
 
 
-def _check_target(path: Path | None, force: bool) -> None:
-    if path is not None:
-        from mffsr.photo._atomic import resolve_target
+def _check_targets(
+    targets: Sequence[Path], request: Request, sources: Sequence[Path], *, force: bool
+) -> None:
+    """Refuse files of numbers that cannot be written, or would replace a photo; UsageError, PhotoError."""
+    if not targets:
+        return
+    from mffsr.evaluate_files import find_photos
+    from mffsr.photo import resolve_target
 
-        resolve_target(path, overwrite=force)
+    read = list(sources)
+    for place in (request.pairs, request.truth, request.fused):
+        if place is not None:
+            read += find_photos(place) if place.is_dir() else [place]
+    check_outputs(targets, read)
+    for target in targets:
+        resolve_target(target, overwrite=force)
 
 
 def _write(path: Path, text: str, force: bool) -> None:
@@ -225,13 +246,13 @@ def _write(path: Path, text: str, force: bool) -> None:
 # What is run ----------------------------------------------------------------------------------------------
 
 
-def _measure(sources: list[str], fused: Path | None) -> Report:
+def _measure(sources: Sequence[Path], fused: Path | None) -> Report:
     from mffsr.cli.evaluate_report import channels_report
     from mffsr.evaluate_scores import measure
 
     if fused is None or fused.is_dir():
         raise UsageError(f"{fused}: is a folder; with --sources, --fused is one photo")
-    return channels_report(measure(expand(sources), fused), str(fused))
+    return channels_report(measure(sources, fused), str(fused))
 
 
 def _engine(

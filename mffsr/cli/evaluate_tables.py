@@ -29,6 +29,7 @@ ESCAPES = {
     "^": r"\textasciicircum{}",
     "×": r"$\times$",
     "–": "--",
+    "∞": r"$\infty$",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,20 +18,16 @@ from mffsr.cli.fuse_job import (
     Motion,
     OnBadFrame,
     OnExists,
-    aligned_name,
-    check_aligned,
-    check_focus_map,
-    default_output,
     expand,
-    natural,
     parse_memory,
     parse_tile,
     prepare,
-    preview_name,
 )
 from mffsr.cli.fuse_plan import describe_registration
 from mffsr.cli.fuse_plan import dry_run as plan_only
-from mffsr.cli.reports import Report, check_report, command_line, making_of
+from mffsr.cli.outputs import preview_name
+from mffsr.cli.reports import Report, command_line, making_of, settle_report
+from mffsr.limits import MAX_MEGAPIXELS
 
 if TYPE_CHECKING:
     from mffsr.device import Runtime
@@ -40,23 +35,7 @@ if TYPE_CHECKING:
     from mffsr.model import JointModel
     from mffsr.photo import Photo
 
-__all__ = [
-    "Depth",
-    "Job",
-    "OnExists",
-    "check_focus_map",
-    "default_output",
-    "describe",
-    "expand",
-    "fuse",
-    "natural",
-    "parse_memory",
-    "parse_tile",
-    "prepare",
-    "preview_name",
-    "run_job",
-    "write_result",
-]
+__all__ = ["describe", "fuse", "run_job", "write_result"]
 
 
 def fuse(
@@ -82,7 +61,7 @@ def fuse(
     weights: opt.Weights = "photo",
     tile: opt.Tile = "auto",
     max_memory: opt.MaxMemory = "",
-    max_megapixels: opt.MaxMegapixels = 500,
+    max_megapixels: opt.MaxMegapixels = MAX_MEGAPIXELS,
     align: opt.Align = True,
     model: opt.Model = Motion.similarity,
     crop: opt.Crop = True,
@@ -105,7 +84,9 @@ def fuse(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "-n", "--dry-run", help="Register, tell how the photos lie and what fusing takes, and stop."
+            "-n",
+            "--dry-run",
+            help="Register the photos, print how they are aligned and what fusing would take, and stop.",
         ),
     ] = False,
     as_json: opt.Json = False,
@@ -118,31 +99,33 @@ def fuse(
         started = time.perf_counter()
         paths = expand(photos)
         existing = OnExists.overwrite if force else on_exists
-        job = prepare(paths, output, scale, depth, existing, max_megapixels * 1_000_000, console)
-        job = replace(
-            job,
+        job = prepare(
+            paths,
+            output,
+            scale=scale,
+            depth=depth,
+            on_exists=existing,
+            max_pixels=max_megapixels * 1_000_000,
             framing=Framing(
+                align=align,
                 crop=crop,
                 on_bad_frame=on_bad_frame.value,
                 prefer=prefer.value if prefer else None,
                 model=model.value,
                 save_aligned=save_aligned,
             ),
+            focus_map=focus_map,
+            console=console,
         )
-        if save_aligned is not None:
-            check_aligned(job, align)
-        if focus_map is not None:
-            check_focus_map(focus_map, paths, job)
         if report is not None:
-            maps = [] if focus_map is None else [focus_map, preview_name(focus_map)]
-            report = check_report(report, job, maps, existing)
+            report = settle_report(report, job, existing)
         tile_size = parse_tile(tile)
         memory = parse_memory(max_memory)
         width, height = job.size
         console.message(
             f"{len(paths)} photos of {width}×{height} → {job.output} ({width * scale}×{height * scale})"
         )
-        from mffsr.checkpoint import load_model
+        from mffsr.checkpoint import load_model, provenance
         from mffsr.device import choose
 
         runtime = choose(device, precision, memory)
@@ -151,14 +134,21 @@ def fuse(
 
         network = runtime.place(network)
         if dry_run:
-            plan_only(job, network, runtime, tile_size, align, console)
+            plan_only(job, network, runtime, tile_size, console)
             return
-        provenance = {"Weights": " ".join(f"{p.path.name}:{p.sha256[:16]}" for p in parts)}
         page = None
         if report is not None:
             page = Report(report, scale, making_of(command_line(), runtime, parts), overwrite=job.overwrite)
-        fusion = run_job(job, network, runtime, tile_size, align, provenance, console, report=page)
-        write_result(job, fusion, quality, focus_map, console)
+        fusion = run_job(
+            job,
+            network,
+            runtime,
+            tile=tile_size,
+            provenance=provenance(parts),
+            console=console,
+            report=page,
+        )
+        write_result(job, fusion, quality, console)
         seconds = time.perf_counter() - started
         told = describe(job, fusion, runtime, seconds, console)
         reported = page is None or page.write(told, console)
@@ -172,8 +162,8 @@ def run_job(
     job: Job,
     model: JointModel,
     runtime: Runtime,
+    *,
     tile: int | None,
-    align: bool,
     provenance: dict[str, str],
     console: Console,
     read: Callable[..., Photo] | None = None,
@@ -189,7 +179,7 @@ def run_job(
     framing = job.framing
 
     def save(index: int, photo: Photo) -> None:
-        target = aligned_name(job, index)
+        target = job.aligned[index]
         target.parent.mkdir(exist_ok=True)
         write_photo(photo, target, overwrite=job.overwrite, warn=console.warning)
 
@@ -200,12 +190,12 @@ def run_job(
             model,
             runtime,
             tile=tile,
-            align=align,
+            align=framing.align,
             motion=framing.model,
             on_bad_frame=framing.on_bad_frame,
             crop=framing.crop,
             prefer=framing.prefer,
-            save_aligned=save if framing.save_aligned is not None else None,
+            save_aligned=save if job.aligned else None,
             inspect=report.inspect if report is not None else None,
             depth=job.depth,
             scratch=[job.output.parent],
@@ -217,18 +207,18 @@ def run_job(
     return fusion
 
 
-def write_result(job: Job, fusion: Fusion, quality: int, focus_map: Path | None, console: Console) -> None:
+def write_result(job: Job, fusion: Fusion, quality: int, console: Console) -> None:
     """Write the fused photo, and its focus map if asked for."""
     from mffsr.photo import Photo, write_photo
 
     write_photo(fusion.photo, job.output, quality=quality, overwrite=job.overwrite, warn=console.warning)
-    if focus_map is not None:
+    if job.focus_map is not None:
         from mffsr.focus_map import preview
 
         labels = Photo(pixels=fusion.labels[:, :, None])
-        write_photo(labels, focus_map, overwrite=job.overwrite, warn=console.warning)
+        write_photo(labels, job.focus_map, overwrite=job.overwrite, warn=console.warning)
         colours = Photo(pixels=preview(fusion.labels, len(job.photos)))
-        write_photo(colours, preview_name(focus_map), overwrite=job.overwrite, warn=console.warning)
+        write_photo(colours, preview_name(job.focus_map), overwrite=job.overwrite, warn=console.warning)
 
 
 def describe(job: Job, fusion: Fusion, runtime: Runtime, seconds: float, console: Console) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, overload
 import typer
 
 from mffsr.cli.console import Console
+from mffsr.cli.outputs import aligned_names, check_outputs, default_output, free_name, with_preview
 from mffsr.errors import BracketError, PhotoError, UsageError
+from mffsr.text import natural
 
 if TYPE_CHECKING:
-    from mffsr.photo import Photo
+    from mffsr.photo import Header, Photo
 
 __all__ = [
     "Depth",
@@ -30,17 +33,11 @@ __all__ = [
     "OnBadFrame",
     "OnExists",
     "Prefer",
-    "aligned_name",
-    "check_aligned",
-    "check_focus_map",
-    "default_output",
     "expand",
-    "free_name",
-    "natural",
     "parse_memory",
     "parse_tile",
     "prepare",
-    "preview_name",
+    "wanted_depth",
 ]
 
 
@@ -95,7 +92,7 @@ class Prefer(str, Enum):
 
 
 class Motion(str, Enum):
-    """What the frames may do to each other."""
+    """Which motion between frames registration looks for."""
 
     similarity = "similarity"
     affine = "affine"
@@ -106,6 +103,7 @@ class Motion(str, Enum):
 class Framing:
     """How the frames are brought together."""
 
+    align: bool = True
     crop: bool = True
     on_bad_frame: str = "fail"
     prefer: str | None = None
@@ -125,7 +123,16 @@ class Job:
     overwrite: bool
     max_pixels: int  # that a photo may have
     source_depth: int = 8  # of the deepest photo
+    channels: int = 3  # 1 if all photos are gray
     framing: Framing = Framing()
+    focus_map: Path | None = None  # where it goes, its preview beside it
+    aligned: tuple[Path, ...] = ()  # where the registered photos go; empty where they are not kept
+
+    @property
+    def outputs(self) -> list[Path]:
+        """All files that are written, the photo first."""
+        maps = with_preview(self.focus_map) if self.focus_map is not None else ()
+        return [self.output, *maps, *self.aligned]
 
     def open(self, console: Console, read: Callable[..., Photo] | None = None) -> Lazy:
         """Return the photos; `read` replaces `read_photo` where they are read ahead."""
@@ -147,14 +154,13 @@ def expand(arguments: list[str]) -> list[Path]:
     found: list[Path] = []
     for argument in arguments:
         if argument == "-":
-            found += [Path(line) for line in sys.stdin.read().splitlines() if line.strip()]
+            found += _listed(sys.stdin.buffer.read())
         elif argument.startswith("@") and not os.path.lexists(argument):
             listed = Path(argument[1:])
             try:
-                lines = listed.read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
+                found += _listed(listed.read_bytes())
+            except OSError as error:
                 raise UsageError(f"{listed}: the list cannot be read ({error})") from None
-            found += [Path(line) for line in lines if line.strip()]
         elif any(c in argument for c in "*?[") and not os.path.lexists(argument):
             matches = sorted(glob.glob(argument), key=natural)
             if not matches:
@@ -165,25 +171,73 @@ def expand(arguments: list[str]) -> list[Path]:
     return found
 
 
-def natural(name: str) -> list[int | str]:
-    """Return a sort key in which numbers count as numbers."""
-    return [int(part) if part.isdecimal() else part.casefold() for part in re.split(r"(\d+)", name)]
+def _listed(content: bytes) -> list[Path]:
+    """Return the files of a list, one a line. Names are bytes: in them, only line feeds end a line."""
+    lines = content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").split(b"\n")
+    return [Path(os.fsdecode(line)) for line in lines if line.strip()]
 
 
 def prepare(
     paths: list[Path],
     output: Path | None,
+    *,
     scale: int,
     depth: Depth,
     on_exists: OnExists,
     max_pixels: int,
+    framing: Framing,
+    focus_map: Path | None,
     console: Console,
 ) -> Job:
-    """Check everything that can be known from headers and folders; read no pixels, compute nothing."""
-    from mffsr.photo import check_pixels, check_target, read_header, supported_depth
+    """Check everything that can be known from headers and folders; read no pixels, compute nothing.
 
+    Raises typer.Exit where the output exists and is to be skipped.
+    """
+    headers = _check_photos(paths, max_pixels, framing)
+    deepest = max(header.bit_depth for header in headers)
+    wanted = wanted_depth(depth, deepest)
+    target = output if output is not None else default_output(paths[0], scale, wanted)
+    aligned = aligned_names(paths, framing.save_aligned) if framing.save_aligned is not None else []
+    if on_exists is OnExists.rename:
+        target = free_name(target)
+        focus_map = free_name(focus_map, with_preview) if focus_map is not None else None
+        aligned = [free_name(path) for path in aligned]
+    job = Job(
+        photos=paths,
+        output=target,
+        size=headers[0].size,
+        depth=wanted,
+        scale=scale,
+        overwrite=on_exists is OnExists.overwrite,
+        max_pixels=max_pixels,
+        source_depth=deepest,
+        channels=max(header.channels for header in headers),
+        framing=framing,
+        focus_map=focus_map,
+        aligned=tuple(aligned),
+    )
+    check_outputs(job.outputs, paths)
+    if os.path.lexists(target) and on_exists is OnExists.skip:
+        console.message(f"{target}: exists, skipped")
+        console.result(str(target), {"output": str(target), "skipped": True})
+        raise typer.Exit(0)
+    return replace(job, depth=_settle(job, depth, console))
+
+
+def wanted_depth(asked: Depth, deepest: int) -> int:
+    """Return the bits per channel to write: as asked for, else those of the deepest photo."""
+    return deepest if asked is Depth.auto else int(asked.value)
+
+
+def _check_photos(paths: list[Path], max_pixels: int, framing: Framing) -> list[Header]:
+    """Return the headers of a bracket; raises MffsrError for photos that cannot be one."""
+    from mffsr.photo import check_pixels, check_registrable, read_header
+
+    if framing.save_aligned is not None and not framing.align:
+        raise UsageError("--save-aligned: nothing is registered with --no-align")
     if len(paths) < 2:
-        raise UsageError(f"{len(paths)} photo given, expected at least 2: a bracket of one scene")
+        some = "1 photo" if paths else "no photos"
+        raise UsageError(f"{some} given, expected at least 2: a bracket of one scene")
     headers = [read_header(path) for path in paths]
     for index, path in enumerate(paths):
         for other in paths[:index]:
@@ -192,124 +246,70 @@ def prepare(
     first = headers[0]
     for path, header in zip(paths, headers, strict=True):
         check_pixels(header, path, max_pixels)
-        if (header.width, header.height) != (first.width, first.height):
+        if header.size != first.size:
             raise BracketError(
                 f"{path}: {header.width}×{header.height}, but {paths[0]} is {first.width}×{first.height}\n"
                 "the photos of a bracket must have one size"
             )
-    deepest = max(header.bit_depth for header in headers)
-    target = output if output is not None else default_output(paths[0], scale, deepest)
-    size = (first.width * scale, first.height * scale)
-    for path in paths:
-        if os.path.exists(target) and os.path.samefile(target, path):
-            raise UsageError(
-                f"{target}: is one of the inputs, which are never overwritten\nchoose another -o"
-            )
-    if os.path.lexists(target) and on_exists is OnExists.rename:
-        target = free_name(target)
-    if os.path.lexists(target) and on_exists is OnExists.skip:
-        console.message(f"{target}: exists, skipped")
-        console.result(str(target), {"output": str(target), "skipped": True})
-        raise typer.Exit(0)
-    check_target(target, size=size, overwrite=on_exists is OnExists.overwrite)
+    if framing.align:
+        check_registrable(first.size, paths[0])
+    return headers
+
+
+def _settle(job: Job, depth: Depth, console: Console) -> int:
+    """Return the depth to write; raises UsageError or PhotoError where an output cannot be written."""
+    from mffsr.photo import check_target, supported_depth
+
+    target, size = job.output, (job.size[0] * job.scale, job.size[1] * job.scale)
+    check_target(target, size=size, overwrite=job.overwrite)
     able = supported_depth(target)
-    bits = int(depth.value) if depth is not Depth.auto else min(deepest, able)
-    if bits > able:
+    if job.depth > able and depth is not Depth.auto:
         raise UsageError(
-            f"{target}: this format holds {able} bits a channel, not {bits}\nwrite a TIFF or PNG"
+            f"{target}: this format holds {able} bits a channel, not {job.depth}\nwrite a TIFF or PNG"
         )
-    if depth is Depth.auto and deepest > able:
+    if job.depth > able:
         console.warning(
             f"{target.name}: 16-bit photos, but the format holds 8 bits; write a TIFF or PNG to keep them"
         )
-    _check_disk(target, size, bits)
-    return Job(
-        photos=paths,
-        output=target,
-        size=(first.width, first.height),
-        depth=bits,
-        scale=scale,
-        overwrite=on_exists is OnExists.overwrite,
-        max_pixels=max_pixels,
-        source_depth=deepest,
-    )
+    _check_aligned(job)
+    if job.focus_map is not None:
+        if job.focus_map.suffix.lower() != ".png":
+            raise UsageError(f"{job.focus_map}: the focus map is a PNG file")
+        for path in with_preview(job.focus_map):
+            check_target(path, overwrite=job.overwrite)
+    bits = min(job.depth, able)
+    _check_disk(target, size, job.channels, bits)
+    return bits
 
 
-def default_output(first: Path, scale: int, depth: int) -> Path:
-    """Return the name beside the first photo, of a format that holds what the photos hold."""
-    from mffsr.photo import OUTPUT_EXTENSIONS
-
-    suffix = first.suffix.lower()
-    suffix = (
-        suffix
-        if suffix in OUTPUT_EXTENSIONS and (depth == 8 or suffix in (".png", ".tif", ".tiff"))
-        else ".tif"
-    )
-    return first.with_name(f"{first.stem}-fused-x{scale}{suffix}")
-
-
-def free_name(target: Path) -> Path:
-    """Return the first name with a number that nothing has."""
-    number = 2
-    while True:
-        candidate = target.with_name(f"{target.stem}-{number}{target.suffix}")
-        if not os.path.lexists(candidate):
-            return candidate
-        number += 1
-
-
-def _check_disk(target: Path, size: tuple[int, int], bits: int) -> None:
-    """Refuse where the disk cannot take even a well compressed picture; raises PhotoError."""
-    needed = size[0] * size[1] * 3 * bits // 8 // (1 if bits == 16 else 10)
-    free = shutil.disk_usage(target.parent).free
-    if free < needed:
-        raise PhotoError(
-            f"{target}: No space left: about {needed >> 20} MB are needed, {free >> 20} MB are free\n"
-            "free some, or write to another disk"
-        )
-
-
-def check_focus_map(path: Path, photos: list[Path], job: Job) -> None:
-    """Refuse a focus map that cannot be written; raises UsageError or PhotoError."""
-    from mffsr.photo import check_target
-
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"{path}: the focus map is a PNG file")
-    if os.path.exists(path) and any(os.path.samefile(path, photo) for photo in photos):
-        raise UsageError(f"{path}: is one of the inputs, which are never overwritten")
-    for target in (path, preview_name(path)):
-        check_target(target, overwrite=job.overwrite)
-
-
-def check_aligned(job: Job, align: bool) -> None:
+def _check_aligned(job: Job) -> None:
     """Refuse a folder for registered photos that cannot be written to; raises UsageError or PhotoError."""
     from mffsr.photo import check_target
 
     folder = job.framing.save_aligned
     if folder is None:
         return
-    if not align:
-        raise UsageError("--save-aligned: nothing is registered with --no-align")
-    if not folder.is_dir():
-        if os.path.lexists(folder):
-            raise UsageError(f"{folder}: is no folder")
-        if not folder.parent.is_dir():
-            raise PhotoError(f"{folder}: the folder above it does not exist")
-        return
-    for index in range(len(job.photos)):
-        check_target(aligned_name(job, index), overwrite=job.overwrite)
+    if folder.is_dir():
+        for path in job.aligned:
+            check_target(path, overwrite=job.overwrite)
+    elif os.path.lexists(folder):
+        raise UsageError(f"{folder}: is no folder")
+    elif not folder.parent.is_dir():
+        raise PhotoError(f"{folder}: the folder above it does not exist")
 
 
-def aligned_name(job: Job, index: int) -> Path:
-    """Return where a registered photo goes: numbered, as PNG where it is one, else as TIFF."""
-    photo = job.photos[index]
-    suffix = ".png" if photo.suffix.lower() == ".png" else ".tif"
-    return (job.framing.save_aligned or photo.parent) / f"{index + 1:03d}-{photo.stem}{suffix}"
+def _check_disk(target: Path, size: tuple[int, int], channels: int, bits: int) -> None:
+    """Refuse where the disk cannot take even a well compressed picture; raises PhotoError.
 
-
-def preview_name(path: Path) -> Path:
-    """Return where the colour preview of a focus map goes."""
-    return path.with_name(f"{path.stem}-preview{path.suffix}")
+    Of 16 bits, noise leaves about half at least; of 8 bits, JPEG leaves a tenth.
+    """
+    needed = size[0] * size[1] * channels * bits // 8 // (2 if bits == 16 else 10)
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise PhotoError(
+            f"{target}: No space left: about {needed >> 20} MB are needed, {free >> 20} MB are free\n"
+            "free some, or write to another disk"
+        )
 
 
 def parse_tile(text: str) -> int | None:
@@ -326,6 +326,7 @@ def parse_memory(text: str) -> int | None:
     if not text:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)i?B?", text, re.IGNORECASE)
-    if not match:
+    size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+    if size < 1:
         raise UsageError(f"max-memory {text}: expected something like 4G or 800M")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    return size

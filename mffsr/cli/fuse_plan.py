@@ -1,7 +1,8 @@
-"""`mffsr fuse --dry-run`: how the frames lie to each other, and what fusing them would take."""
+"""`mffsr fuse --dry-run`: how the frames are aligned, and what fusing them would take."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from mffsr.cli.console import Console
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["describe_registration", "dry_run"]
 
 
-def dry_run(
-    job: Job, model: JointModel, runtime: Runtime, tile: int | None, align: bool, console: Console
-) -> None:
+def dry_run(job: Job, model: JointModel, runtime: Runtime, tile: int | None, console: Console) -> None:
     """Register the bracket, print the plan on stdout, and write nothing."""
     from mffsr.events import Events
     from mffsr.frames import FrameStore, disk_needed
@@ -30,9 +29,9 @@ def dry_run(
     dropped: dict[int, str] = {}
     width, height = job.size
     count = len(job.photos)
-    shape = (height, width, 3)
+    shape = (height, width, job.channels)
     plan = plan_tiles(runtime, model, shape, tile, job.depth)
-    if align:
+    if job.framing.align:
         events = Events(progress=console.progress, message=console.message, warning=console.warning)
         photos = job.open(console)
         folders = [job.output.parent]
@@ -42,14 +41,14 @@ def dry_run(
             stack = read_stack(photos, *stores, events)
             registrations = register(stack, events, model=framing.model, on_bad_frame=framing.on_bad_frame)
         dropped = stack.dropped
-        shape = (*field_of_view(registrations, job.size, crop=job.framing.crop)[:1:-1], 3)
+        shape = (*field_of_view(registrations, job.size, crop=framing.crop)[:1:-1], job.channels)
     memory = memory_of(plan, runtime, model, shape, job.depth)
-    disk = disk_needed(count, width * height * 3 * job.source_depth // 8)
+    disk = disk_needed(count, width * height * job.channels * job.source_depth // 8)
     seconds = rough_seconds(model, runtime, plan, shape, count - len(dropped))
     size = (shape[1] * job.scale, shape[0] * job.scale)
     lines = [
         *_photos(job, registrations, dropped),
-        *(_table(registrations) if align else ()),
+        *(_table(registrations) if job.framing.align else ()),
         f"output  {job.output}, {size[0]}×{size[1]}, {job.depth} bits",
         f"device  {runtime.reason}, up to {runtime.memory >> 20} MB",
         f"tiles   focus {plan.focus}, enlarging {plan.render} pixels a side",
@@ -80,7 +79,7 @@ def describe_registration(found: Registration) -> dict[str, Any]:
         "exposure": round(found.exposure, 4),
         "gain": [round(v, 4) for v in found.gain],
         "ecc": round(found.ecc, 4),
-        "residual": round(found.residual, 3),
+        "residual": round(found.residual, 3) if math.isfinite(found.residual) else None,  # JSON has no ∞
         "reference": found.index == found.reference,
     }
 
@@ -105,12 +104,17 @@ def _photos(job: Job, registrations: Sequence[Registration], dropped: dict[int, 
 
 
 def _table(registrations: Sequence[Registration]) -> list[str]:
-    """Return how each photo lies to the reference, in lines of less than 60 characters."""
+    """Return how each photo lies to the reference, in lines of at most 60 characters."""
     return ["photo  shift x  shift y  rotation   scale     EV  match  off"] + [
         f"{found.index + 1:>5} {found.shift[0]:+8.2f} {found.shift[1]:+8.2f} {found.rotation:+8.3f}° "
-        f"{found.scale:7.4f} {found.exposure:+6.2f} {found.ecc:6.3f} {found.residual:4.1f}"
+        f"{found.scale:7.4f} {found.exposure:+6.2f} {found.ecc:6.3f} {_pixels(found.residual)}"
         for found in registrations
     ]
+
+
+def _pixels(residual: float) -> str:
+    """Return what registration left, or a dash where too little of a photo is left to tell."""
+    return f"{residual:4.1f}" if math.isfinite(residual) else "   –"
 
 
 def _time(seconds: float) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from mffsr.cli import fuse_job
+from mffsr.limits import SCALES
 
 __all__ = [
     "Align",
@@ -34,7 +35,15 @@ __all__ = [
 
 # What is fused, and how
 Scale: TypeAlias = Annotated[
-    int, typer.Option("-s", "--scale", min=1, max=4, metavar="1-4", help="Enlargement; 1 = fusion alone.")
+    int,
+    typer.Option(
+        "-s",
+        "--scale",
+        min=1,
+        max=max(SCALES),
+        metavar=f"1-{max(SCALES)}",
+        help="Enlargement; 1 = fusion alone.",
+    ),
 ]
 Align: TypeAlias = Annotated[bool, typer.Option("--align/--no-align", help="Register the photos first.")]
 Model: TypeAlias = Annotated[
@@ -71,7 +80,9 @@ MaxMemory: TypeAlias = Annotated[
 ]
 MaxMegapixels: TypeAlias = Annotated[
     int,
-    typer.Option(min=1, metavar="N", help="Refuse photos of more millions of pixels, before any is decoded."),
+    typer.Option(
+        min=1, metavar="N", help="Refuse photos of more than N million pixels, before decoding any."
+    ),
 ]
 
 # What is written
@@ -79,7 +90,9 @@ Depth: TypeAlias = Annotated[fuse_job.Depth, typer.Option(help="Bits per channel
 Quality: TypeAlias = Annotated[
     int, typer.Option(min=1, max=100, metavar="1-100", help="Quality of JPEG and WebP.")
 ]
-OnExists: TypeAlias = Annotated[fuse_job.OnExists, typer.Option(help="What to do where the output exists.")]
+OnExists: TypeAlias = Annotated[
+    fuse_job.OnExists, typer.Option(help="What to do where an output exists; skip goes by the photo alone.")
+]
 Force: TypeAlias = Annotated[bool, typer.Option("-f", "--force", help="Same as --on-exists overwrite.")]
 
 Report: TypeAlias = Annotated[

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from mffsr.cli.console import Console, failure_text
-from mffsr.cli.fuse_job import Job, OnExists, free_name
+from mffsr.cli.fuse_job import Job, OnExists
+from mffsr.cli.outputs import check_outputs, free_name
 from mffsr.errors import PhotoError, UsageError
 
 if TYPE_CHECKING:
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchReport",
     "Report",
-    "check_report",
     "command_line",
     "making_of",
     "settle_index",
+    "settle_report",
     "write_index",
 ]
 
@@ -63,18 +64,14 @@ def making_of(command: str, runtime: Runtime, parts: Sequence[Checkpoint]) -> Ma
     )
 
 
-def check_report(path: Path, job: Job, others: Sequence[Path], on_exists: OnExists) -> Path:
-    """Return where the report goes; raises UsageError or PhotoError where it cannot be written.
-
-    `others` are what else the command writes.
-    """
+def settle_report(path: Path, job: Job, on_exists: OnExists) -> Path:
+    """Return where the report goes; raises UsageError or PhotoError where it cannot be written."""
     from mffsr.photo import resolve_target
 
     _check_name(path)
-    if any(_same(path, other) for other in (*job.photos, job.output, *others)):
-        raise UsageError(f"{path}: is another file of this command already\nname the report otherwise")
-    if os.path.lexists(path) and on_exists is OnExists.rename:
+    if on_exists is OnExists.rename:
         path = free_name(path)
+    check_outputs([*job.outputs, path], job.photos)
     resolve_target(path, overwrite=on_exists is OnExists.overwrite)
     return path
 
@@ -82,10 +79,6 @@ def check_report(path: Path, job: Job, others: Sequence[Path], on_exists: OnExis
 def _check_name(path: Path) -> None:
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{path}: the report is an HTML file; expected a name such as report.html")
-
-
-def _same(path: Path, other: Path) -> bool:
-    return os.path.normcase(os.path.realpath(path)) == os.path.normcase(os.path.realpath(other))
 
 
 class Report:
@@ -160,7 +153,7 @@ def settle_index(path: Path, out: Path, on_exists: OnExists, *, resume: bool) ->
 
     _check_name(path)
     report = BatchReport(
-        index=free_name(path) if os.path.lexists(path) and on_exists is OnExists.rename else path,
+        index=free_name(path) if on_exists is OnExists.rename else path,
         command=command_line(),
         overwrite=on_exists is OnExists.overwrite,
         update=resume or on_exists is OnExists.skip,

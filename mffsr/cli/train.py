@@ -17,6 +17,7 @@ import typer
 from mffsr.cli import options as opt
 from mffsr.cli.console import Console, Terminated, exit_codes
 from mffsr.errors import TrainingError, UsageError
+from mffsr.limits import SCALES
 
 if TYPE_CHECKING:
     from mffsr.device import Runtime
@@ -59,7 +60,9 @@ def train(
     which: Annotated[Which, typer.Argument(metavar="STAGE", help="fapn, srn, joint, or all three in turn.")],
     data: Annotated[Path, typer.Option(help="Folder of sharp photographs.")],
     out: Annotated[Path, typer.Option(help="Run folder: weights, resumable state, log.")],
-    scale: Annotated[int, typer.Option("-s", "--scale", min=2, max=4, help="Enlargement to train.")] = 2,
+    scale: Annotated[
+        int, typer.Option("-s", "--scale", min=min(SCALES), max=max(SCALES), help="Enlargement to train.")
+    ] = 2,
     degradation: Annotated[Kind, typer.Option(help="How photos are reduced.")] = Kind.photo,
     validation: Annotated[
         Path | None, typer.Option("--val", help="Folder of photographs to validate on.  [a few of --data]")
@@ -73,7 +76,7 @@ def train(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of each stage.  [the paper-like schedule]")
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Samples a step, of each process.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples per step and process.")] = None,
     patch: Annotated[int | None, typer.Option(min=16, help="Low-resolution pixels a side.")] = None,
     rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -83,10 +86,16 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on where the run in --out stopped, exactly.")] = False,
     validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 1000,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 250,
-    affinity: Annotated[bool, typer.Option(help="Table II: affinity perception.")] = True,
-    attention: Annotated[Attention, typer.Option(help="Table IV: FAPN's attention.")] = Attention.sam_cam,
-    sdfc: Annotated[bool, typer.Option(help="Table II: shallow and deep feature combination.")] = True,
-    geb: Annotated[bool, typer.Option(help="Table II: gradient embedding.")] = True,
+    affinity: Annotated[
+        bool, typer.Option(help="Affinity perception; switch off for Table II's ablation.")
+    ] = True,
+    attention: Annotated[
+        Attention, typer.Option(help="FAPN's attention; the others are Table IV's ablations.")
+    ] = Attention.sam_cam,
+    sdfc: Annotated[
+        bool, typer.Option(help="Shallow and deep feature combination; switch off for Table II's ablation.")
+    ] = True,
+    geb: Annotated[bool, typer.Option(help="Gradient embedding; switch off for Table II's ablation.")] = True,
     device: opt.Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     compiled: Annotated[
@@ -104,10 +113,10 @@ def train(
         from mffsr.model import FapnConfig
         from mffsr.training.processes import join
         from mffsr.training.stages import STAGES
-        from mffsr.training.train import RunOptions, shorten
+        from mffsr.training.train import RunOptions, with_changes
 
         stages = [
-            shorten(
+            with_changes(
                 s, steps=steps, batch=batch, patch=patch, rate=rate, warmup=min(s.warmup, steps or s.warmup)
             )
             for s in STAGES
@@ -121,6 +130,7 @@ def train(
             gradient_embedding=geb,
             shallow_deep=sdfc,
         )
+        _check_apart(out, data, validation)
         runtime = _runtime(device, precision)
         processes = join(runtime.device)
         console.quiet = quiet or processes.rank > 0
@@ -135,7 +145,16 @@ def train(
 
                 console.result(str(write_preview(photos, out / "preview.png", preview, seed)))
                 return
-            run = _Run(out, which, options, photos, held_out, runtime, processes, console)
+            run = _Run(
+                out,
+                which,
+                options,
+                photos=photos,
+                held_out=held_out,
+                runtime=runtime,
+                processes=processes,
+                console=console,
+            )
             run.stages(
                 stages,
                 initial=initial,
@@ -156,6 +175,7 @@ class _Run:
         out: Path,
         which: Which,
         options: RunOptions,
+        *,
         photos: Photos,
         held_out: Photos,
         runtime: Runtime,
@@ -307,7 +327,7 @@ def _locked(run: Path, processes: Processes) -> Iterator[None]:
         with processes.together():
             if processes.rank == 0:
                 held.enter_context(_lock(run))
-                for left in run.glob(".*.safetensors.*.tmp"):  # of a run that was killed while it wrote
+                for left in run.glob(".mffsr-*.tmp"):  # of a run that was killed while it wrote
                     left.unlink(missing_ok=True)
         yield
 
@@ -320,13 +340,20 @@ def _lock(run: Path) -> Iterator[None]:
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            pass
-        except OSError:
+        except BlockingIOError:
             raise TrainingError(
                 f"{run}: another training is running in this folder\nchoose another --out"
             ) from None
+        except (ImportError, OSError):  # Windows, or a file system without locks
+            pass
         yield
+
+
+def _check_apart(out: Path, data: Path, validation: Path | None) -> None:
+    """Refuse to write among photographs, of which a file such as preview.png may be one."""
+    for folder in (data, validation):
+        if folder is not None and os.path.realpath(folder) == os.path.realpath(out):
+            raise UsageError(f"{out}: is a folder of photographs that are read\nchoose another --out")
 
 
 def _check_folder(run: Path, stages: Sequence[Stage], scale: int, *, resume: bool) -> None:

@@ -33,7 +33,7 @@ def q_g(
         variant: "toolbox" (default: comparable with published tables) or "xydeas".
 
     Returns:
-        0…1, more is better; at most 0.98667 ("toolbox") or 0.97474 ("xydeas"), reached where fused = a = b.
+        0…1, more is better; at most 0.98666 ("toolbox") or 0.97479 ("xydeas"), reached where fused = a = b.
         Three equal constant images give that value too; "xydeas" gives 0 where neither source has
         any gradient, which, as zeros pad the border, means that both are black.
 

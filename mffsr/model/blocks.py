@@ -35,10 +35,15 @@ __all__ = [
 Region = tuple[slice, slice]  # rows and columns of an image
 
 LEAK = 0.2  # LeakyReLU slope of the authors
-FUSED = (  # PyTorch names the operator itself in no documentation: without it, all goes on as before
+FUSED = (  # this PyTorch operator is undocumented; where it is missing, plain convolutions run
     torch.backends.mkldnn.is_available()
     and platform.machine() in ("x86_64", "AMD64")
     and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+)
+FUSED_TYPES = (  # oneDNN itself refuses bfloat16 on processors without AVX-512 or AVX-NE-CONVERT
+    (torch.float32, torch.bfloat16)
+    if FUSED and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    else (torch.float32,)
 )
 
 
@@ -54,10 +59,9 @@ def convolve(
 
     `onto` (B, out, h, w) is added to it; then, where a `slope` is given, comes LeakyReLU (0: ReLU).
     """
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else parts[0].dtype
     leaky_sum = bool(slope) and (len(parts) > 1 or onto is not None)  # which oneDNN does not know
-    if _by_parts(parts[0]) and dtype in (torch.float32, torch.bfloat16) and not leaky_sum:
-        return _convolve_by_parts(layer, parts, dtype, slope, onto)
+    if _by_parts(parts[0]) and not leaky_sum:
+        return _convolve_by_parts(layer, parts, _working_type(parts[0]), slope, onto)
     out: Tensor = layer(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
     out = out if onto is None else out + onto
     if slope is None:
@@ -65,9 +69,19 @@ def convolve(
     return F.leaky_relu(out, slope) if slope else F.relu(out)
 
 
+def _working_type(x: Tensor) -> torch.dtype:
+    """Return the type in which a CPU convolves `x`."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
 def _by_parts(x: Tensor) -> bool:
-    """Return whether a convolution of several parts is the sum of theirs: on a CPU, without gradients."""
-    return FUSED and x.device.type == "cpu" and not torch.is_grad_enabled()
+    """Return whether oneDNN may convolve the parts beside `x` one by one: on a CPU, without gradients.
+
+    It adds up their convolutions, instead of one convolution of the parts copied side by side.
+    """
+    if not FUSED or x.device.type != "cpu" or torch.is_grad_enabled():
+        return False
+    return _working_type(x) in FUSED_TYPES
 
 
 def _convolve_by_parts(

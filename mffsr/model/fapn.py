@@ -237,7 +237,10 @@ class FAPN(nn.Module):
         )
 
     def logits(self, image1: Tensor, image2: Tensor, wanted: Region | None = None) -> Tensor:
-        """Return (B, 2, h, w): the maps before their sigmoid, which is where losses are steady."""
+        """Return (B, 2, h, w): the maps before their sigmoid, which is where losses are steady.
+
+        With a `wanted` region of the images, of that region alone: FPM then runs on what it depends on.
+        """
         batch = image1.shape[0]
         f3, f5 = self.enhance(torch.cat((image1, image2)))  # both photos, one set of weights
         enhanced = torch.cat((f3[:batch], f3[batch:], f5[:batch], f5[batch:]), 1)  # (7)

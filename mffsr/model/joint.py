@@ -4,7 +4,7 @@
             └─ SRN of each ─ F̄^SRN ────────────┴─ mask-weighted sum (15) ─ D2 (16) ─ fused enlargement
 
 `focus` and `render` are the two halves; between them stands the whole image's label map, where holes are
-filled (`mffsr.focus_map`). `forward` composes them for training. Reference: section III-C.
+filled (`mffsr.regions`). Reference: section III-C.
 """
 
 from __future__ import annotations
@@ -95,7 +95,10 @@ class FN(nn.Module):
 
 
 class JointModel(nn.Module):
-    """FAPN and FN together; at scale 1 there is no FN and the sources themselves are fused."""
+    """FAPN and FN together; at scale 1 there is no FN and the sources themselves are fused.
+
+    There is no `forward`: between `focus` and `render` the whole photo's label map is made.
+    """
 
     def __init__(self, fapn: FapnConfig, srn: SrnConfig | None) -> None:
         super().__init__()
@@ -123,13 +126,3 @@ class JointModel(nn.Module):
             return image if wanted is None else image[:, :, wanted[0], wanted[1]]
         out: Tensor = self.fn(sources, masks, wanted)
         return out
-
-    def forward(self, image1: Tensor, image2: Tensor) -> tuple[Tensor, FocusMaps]:
-        """Return the fused enlargement and the focus maps; the soft maps, normalised, are the masks.
-
-        For training: hole filling needs the whole photo and stands between `focus` and `render`.
-        """
-        maps = self.focus(image1, image2)
-        masks = torch.cat(maps, 1)
-        masks = masks / masks.sum(1, keepdim=True).clamp_min(1e-6)
-        return self.render((image1, image2), masks), maps

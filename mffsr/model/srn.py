@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mffsr.limits import SCALES
 from mffsr.model.blocks import (
     LEAK,
     DenseResidualBlock,
@@ -32,8 +33,6 @@ from mffsr.model.blocks import (
 )
 
 __all__ = ["SCALES", "SRN", "Decoder", "SourceFeatures", "SrnConfig", "enlarge"]
-
-SCALES = (2, 3, 4)
 
 
 class SourceFeatures(NamedTuple):
@@ -87,7 +86,7 @@ class Decoder(nn.Module):
     """D1 or D2: features at high resolution (B, inputs, H, W) → residual image (B, 3, H, W).
 
     The authors decode three channels by one convolution, too thin for 32 features: here two 3×3
-    convolutions of the same width as the trunk.
+    convolutions with 32 channels between them, whatever the trunk's width.
     """
 
     def __init__(self, inputs: int) -> None:

@@ -2,7 +2,7 @@
 
 from ._atomic import atomic_output, resolve_target
 from ._decoded import Header, Pixels
-from .images import MAX_PIXELS, Photo, check_pixels, read_header, read_photo, with_depth
+from .images import MAX_PIXELS, Photo, check_pixels, check_registrable, read_header, read_photo, with_depth
 from .metadata import XMP_NAMESPACE, OutputMetadata, output_metadata
 from .write import OUTPUT_EXTENSIONS, check_target, supported_depth, write_photo
 
@@ -16,6 +16,7 @@ __all__ = [
     "Pixels",
     "atomic_output",
     "check_pixels",
+    "check_registrable",
     "check_target",
     "output_metadata",
     "read_header",

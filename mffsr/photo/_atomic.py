@@ -50,9 +50,14 @@ def resolve_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
         if not stat.S_ISDIR(os.stat(folder).st_mode):
             raise PhotoError(f"{path}: cannot be written: {folder} is not a folder")
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise PhotoError(f"{path}: cannot be written: no permission to write into {folder}")
+            raise PhotoError(
+                f"{path}: cannot be written: no permission to write into {folder}\nchoose another -o"
+            )
     except FileNotFoundError:
-        raise PhotoError(f"{path}: cannot be written: the folder {path.parent} does not exist") from None
+        raise PhotoError(
+            f"{path}: cannot be written: the folder {path.parent} does not exist\n"
+            "create it, or choose another -o"
+        ) from None
     except OSError as fault:
         raise PhotoError(f"{path}: cannot be written: {_reason(fault)}") from fault
     except ValueError as fault:  # a NUL character in the name

@@ -173,8 +173,10 @@ def _tell_of_losses(stream: BinaryIO, warn: Warn) -> None:
     """Warn where the boxes of an AVIF or HEIF promise more than 8-bit sRGB gives."""
     stream.seek(0)
     head = stream.read(65536)
-    at = head.find(b"av1C")  # AV1 in ISOBMFF, section 2.3.3
-    if 0 <= at < len(head) - 6 and head[at + 6] & 0x40:
+    av1, hevc = head.find(b"av1C"), head.find(b"hvcC")
+    deep = 0 <= av1 < len(head) - 6 and head[av1 + 6] & 0x40  # AV1 in ISOBMFF, section 2.3.3
+    deep = deep or (0 <= hevc < len(head) - 21 and head[hevc + 21] & 7)  # ISO/IEC 14496-15, 8.3.3.1
+    if deep:
         warn("its 10 or 12 bits per channel are read as 8")
     at = head.find(b"colrnclx")  # ISO/IEC 14496-12, 12.1.5; 1: BT.709, 2: unspecified
     if at >= 0 and int.from_bytes(head[at + 8 : at + 10], "big") not in (1, 2) and b"colrprof" not in head:

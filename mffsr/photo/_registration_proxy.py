@@ -24,6 +24,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mffsr.errors import BracketError
+
 __all__ = ["Float", "Image", "Level", "Proxy", "from_linear", "make_proxy", "to_linear"]
 
 Float = NDArray[np.float32]
@@ -106,13 +108,16 @@ class Proxy:
 def make_proxy(frame: Image) -> Proxy:
     """Reduce `frame` (H×W×C uint8 or uint16, C = 1 or 3, RGB) to what registration needs.
 
-    Raises ValueError on any other array, and on one smaller than 16 pixels along a side.
+    Raises ValueError on any other array, BracketError on one smaller than MIN_SIDE pixels along a side.
     """
     if frame.ndim != 3 or frame.shape[2] not in (1, 3) or frame.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"expected an H×W×1 or H×W×3 uint8 or uint16 array, got {frame.dtype} {frame.shape}")
     height, width, channels = frame.shape
     if min(height, width) < MIN_SIDE:
-        raise ValueError(f"a frame of {width}×{height} is too small: at least {MIN_SIDE} pixels a side")
+        raise BracketError(
+            f"photos of {width}×{height} pixels are too small to be registered: at least {MIN_SIDE} a side\n"
+            "use --no-align (in Python align=False)"
+        )
     small = frame
     if height * width > PROXY_PIXELS:
         small = cv2.resize(frame, _fit(width, height, PROXY_PIXELS), interpolation=cv2.INTER_AREA)

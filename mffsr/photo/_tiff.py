@@ -76,8 +76,8 @@ class _Layout:
         if int(page.imagedepth or 1) != 1:
             raise UnsupportedError("is a volume of several layers; a plain picture was expected")
         if kind not in (1, 4) or self.bits > 16:
-            what = "floating point" if kind == 3 else "integer"
-            raise UnsupportedError(f"has {self.bits}-bit {what} pixels; save it as 16-bit integer TIFF")
+            what = {2: "signed integer", 3: "floating point"}.get(kind, "integer")
+            raise UnsupportedError(f"has {self.bits}-bit {what} pixels; save it as unsigned 16-bit TIFF")
         self.base = self._base_channels()
         if self.samples < self.base or self.samples > self.base + 4:
             raise UnsupportedError(f"has {self.samples} channels; gray or colour with one alpha was expected")
@@ -150,15 +150,16 @@ def decode(stream: BinaryIO, warn: Warn) -> Decoded:
         pixels = np.moveaxis(pixels, 0, 2)
     pixels = pixels.reshape(layout.height, layout.width, layout.samples)
     icc = _field(reader, _ICC)
-    if icc is not None and layout.photometric != 5:
-        space = "GRAY" if layout.header().channels == 1 else "RGB"
+    if icc is not None:
+        space = "CMYK" if layout.photometric == 5 else _colour.SPACES[layout.header().channels]
         if fault := _colour.icc_fault(icc, space):
             warn(f"the colour profile {fault}; it is left out and sRGB assumed")
             icc = None
     upright = _interpret(pixels, layout, colormap)
     if layout.photometric == 5:
-        icc = None if icc is None or _colour.icc_fault(icc, "CMYK") else icc
-        upright = np.array(_colour.to_srgb(Image.fromarray(cast("Pixels", upright), "CMYK"), icc))
+        inks = cast("Pixels", np.ascontiguousarray(upright[:, :, :4]))
+        colour = np.array(_colour.to_srgb(Image.fromarray(inks, "CMYK"), icc))
+        upright = np.concatenate([colour, upright[:, :, 4:]], axis=2)
         icc = _colour.srgb_profile() if icc else None
     exif = None
     with contextlib.suppress(IfdError):

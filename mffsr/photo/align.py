@@ -2,13 +2,13 @@
 
     load(i) → proxy (≤ 2 megapixels) → neighbour, then reference → Registration → warp
 
-`register_bracket` reads every frame once and keeps three proxies at any time, whatever the number of
-frames: it starts at the middle frame, which shares the most with all others, walks outwards, and
-combines two measurements of each frame, along the chain of neighbours and directly against the
-middle. Only then the frame with the smallest field of view becomes the reference (focus breathing:
-every other frame covers it).
+`register_bracket` reads every frame once (again only where the frame it started from does not belong)
+and keeps three proxies at any time, whatever the number of frames: it starts at the middle frame, which
+shares the most with all others, walks outwards, and combines two measurements of each frame, along the
+chain of neighbours and directly against the middle. Only then the frame with the smallest field of view
+becomes the reference (focus breathing: every other frame covers it).
 
-Frames are H×W×C arrays, uint8 or uint16, C = 1 (grey) or 3 (RGB), with sRGB-like tone curves.
+Frames are H×W×C arrays, uint8 or uint16, C = 1 (gray) or 3 (RGB), with sRGB-like tone curves.
 Coordinates are (x, y) in pixels, the centre of the first pixel at (0, 0).
 
 Exposure is matched in linear light: defocus moves light about without adding any, which is true of
@@ -30,6 +30,7 @@ from mffsr.errors import BracketError
 from mffsr.photo._registration_exposure import exposure_gain
 from mffsr.photo._registration_proxy import Image, Proxy, from_linear, make_proxy, to_linear
 from mffsr.photo._registration_solve import MODELS, Fit, Matrix, Model, displacement, fit
+from mffsr.photo.images import check_registrable
 
 __all__ = [
     "ForeignFrameError",
@@ -122,9 +123,11 @@ def estimate(
     """Register `frame` to `reference`, both H×W×C.
 
     `initial` is a first guess of the matrix, `names` are those of reference and frame for messages.
-    Raises ForeignFrameError where the two do not show the same scene, ValueError on arrays of another kind.
+    Raises ForeignFrameError where the two do not show the same scene, BracketError for a size that cannot be
+    registered, ValueError on arrays of another kind.
     """
     _check_model(model)
+    check_registrable((reference.shape[1], reference.shape[0]), names[0])
     fixed, moving = make_proxy(reference), make_proxy(frame)
     for index, proxy in enumerate((fixed, moving)):
         _refuse(index, names[index], _emptiness(proxy))
@@ -150,7 +153,8 @@ def register_bracket(
     `reference` is the frame to register to; by default the one with the smallest field of view. The result
     is in the order of the frames; each entry names its frame (`index`) and the `reference`. A frame
     that does not belong raises ForeignFrameError with its entry of `names`; with `on_bad`, that is
-    called with the error instead and the frame left out. `progress` gets (done, count).
+    called with the error instead and the frame left out. `progress` gets (done, count). Raises
+    BracketError for a size that cannot be registered.
     """
     _check_model(model)
     if count < 1 or (reference is not None and not 0 <= reference < count):
@@ -194,7 +198,9 @@ def common_field(registrations: Sequence[Registration], size: tuple[int, int]) -
     x, y = math.ceil(left - 1e-6), math.ceil(top - 1e-6)
     w, h = math.floor(right + 1e-6) - x + 1, math.floor(bottom + 1e-6) - y + 1
     if w < 1 or h < 1:
-        raise BracketError("the frames have no field of view in common")
+        raise BracketError(
+            "the frames have no field of view in common\nleave out the outer frames, or use --no-crop"
+        )
     return x, y, w, h
 
 
@@ -253,6 +259,7 @@ def _place_all(
 ) -> tuple[dict[int, _Placed], dict[int, str], tuple[int, int]]:
     """Every frame placed in `anchor` (called `name`) or refused with a reason; the size of the frames."""
     fixed = make_proxy(load(anchor))
+    check_registrable(fixed.size, name)
     reason = _emptiness(fixed)
     if reason is not None:
         return {}, {anchor: reason}, fixed.size
@@ -362,7 +369,7 @@ def _misfit(proxy: Proxy, reference: Proxy) -> str | None:
         (w, h), (w0, h0) = proxy.size, reference.size
         return f"has {w}×{h} pixels, the reference {w0}×{h0}"
     if proxy.light.shape[2] != reference.light.shape[2]:
-        return "and the reference differ in their channels: one is grey, the other in colour"
+        return "and the reference differ in their channels: one is gray, the other in colour"
     return None
 
 

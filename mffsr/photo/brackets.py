@@ -23,12 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mffsr.errors import PhotoError, UsageError
+from mffsr.limits import SCALES
+from mffsr.text import natural
 
 from ._sniff import RAW_SUFFIXES
 from .capture import SUFFIXES, Capture, read_capture, similarity, thumbnail
-from .images import read_header
+from .images import MAX_PIXELS, read_header
 
-__all__ = ["GROUPINGS", "Bracket", "Found", "find_brackets", "natural"]
+__all__ = ["GROUPINGS", "Bracket", "Found", "find_brackets"]
 
 GROUPINGS = ("auto", "folder", "time", "none")
 LONGEST_GAP = 30.0  # s, beside the exposure: rails and flashes take 10 to 20 s a frame
@@ -37,7 +39,8 @@ SHORT_GAP = 3.0  # s; shorter pauses never end one: many cameras note whole seco
 # Correlation of thumbnails. Neighbours in 22 real brackets are above 0.98; of 15 000 pairs of other photos
 # 0.1 % are above 0.8.
 ALIKE, VERY_ALIKE = 0.8, 0.95  # the latter after more than a short pause, when people strike another pose
-_OURS = re.compile(r"-fused-x[1-4](-\d+)?$")
+_BESIDE_RAW = (".jpg", ".jpeg", ".heic", ".heif", ".hif")
+_OURS = re.compile(rf"-fused-x[1{''.join(map(str, SCALES))}](-\d+)?$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,20 +61,19 @@ class Found:
     left_out: list[tuple[Path, str]] = field(default_factory=list)
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """Return a sort key in which numbers count as numbers: 2 before 10."""
-    parts = re.split(r"(\d+)", name)
-    return [(0, int(p), p) if p.isdecimal() and p.isascii() else (1, 0, p.casefold()) for p in parts if p]
-
-
 def find_brackets(
-    folder: Path, *, group: str = "auto", skip: frozenset[str] | set[str] = frozenset()
+    folder: Path,
+    *,
+    group: str = "auto",
+    skip: frozenset[str] | set[str] = frozenset(),
+    max_pixels: int = MAX_PIXELS,
 ) -> Found:
     """Find the brackets below a folder, in natural order.
 
     `skip` are real paths of files and folders to pass over. Every photo is taken once, whatever symbolic
-    links lead to it. Hidden files and earlier results ("-fused-x2") are passed over. Raises UsageError for a
-    folder that is none, PhotoError for one that cannot be read.
+    links lead to it. Hidden files and earlier results ("-fused-x2") are passed over. Photos of more than
+    `max_pixels` pixels are not decoded to compare what they show. Raises UsageError for a folder that is
+    none, PhotoError for one that cannot be read.
     """
     if group not in GROUPINGS:
         raise UsageError(f"group {group}: expected one of {', '.join(GROUPINGS)}")
@@ -82,7 +84,7 @@ def find_brackets(
         photos = _prefer_raw(files, found)
         relative = place.relative_to(folder).as_posix()
         if group == "time" or (group == "auto" and place == folder):
-            _part(photos, "" if place == folder else f"{relative}/", found)
+            _part(photos, "" if place == folder else f"{relative}/", found, max_pixels)
         elif len(photos) > 1:
             name = Path(os.path.realpath(folder)).name or "bracket" if place == folder else relative
             found.brackets.append(Bracket(name=name, photos=photos, why="one folder"))
@@ -121,9 +123,9 @@ def _walk(folder: Path, seen: set[str], found: Found, *, deep: bool) -> Iterator
 
 
 def _prefer_raw(photos: list[Path], found: Found) -> list[Path]:
-    """Leave out the JPEG that a camera wrote beside a RAW."""
+    """Leave out the JPEG or HEIF that a camera wrote beside a RAW; what people made of it stays."""
     raws = {photo.stem for photo in photos if photo.suffix.lower() in RAW_SUFFIXES}
-    both = [p for p in photos if p.stem in raws and p.suffix.lower() not in RAW_SUFFIXES]
+    both = [p for p in photos if p.stem in raws and p.suffix.lower() in _BESIDE_RAW]
     found.left_out += [(photo, "the RAW of the same name is taken instead") for photo in both]
     return [photo for photo in photos if photo not in both]
 
@@ -131,8 +133,8 @@ def _prefer_raw(photos: list[Path], found: Found) -> list[Path]:
 class _Shot:
     """A photo with what is known of it; `fault` where it cannot be read."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, max_pixels: int) -> None:
+        self.path, self.max_pixels = path, max_pixels
         self.fault = False
         self.capture = Capture(path=path)
         self.size: tuple[int, int] | None = None
@@ -146,13 +148,13 @@ class _Shot:
 
     def thumbnail(self) -> NDArray[np.float32] | None:
         if not self._looked:
-            self._thumbnail, self._looked = thumbnail(self.path), True
+            self._thumbnail, self._looked = thumbnail(self.path, max_pixels=self.max_pixels), True
         return self._thumbnail
 
 
-def _part(photos: list[Path], prefix: str, found: Found) -> None:
+def _part(photos: list[Path], prefix: str, found: Found, max_pixels: int) -> None:
     """Part the photos of one folder into brackets."""
-    shots = [_Shot(path) for path in photos]
+    shots = [_Shot(path, max_pixels) for path in photos]
     readable = [shot for shot in shots if not shot.fault]
     if readable and all(shot.capture.time is not None for shot in readable):
         readable.sort(key=lambda shot: (shot.capture.time or 0.0, natural(shot.path.name)))

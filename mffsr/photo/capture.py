@@ -22,12 +22,26 @@ from mffsr.errors import PhotoError
 from . import _blocks, _png, _sniff
 from ._decoded import guarded, open_photo, to_8_bit
 from ._ifd import Exif, IfdError, TiffReader, Value, parse_exif
-from .images import read_photo
+from .images import MAX_PIXELS, check_pixels, read_header, read_photo
 
 __all__ = ["SUFFIXES", "Capture", "read_capture", "similarity", "thumbnail"]
 
 SUFFIXES = _sniff.RAW_SUFFIXES | frozenset(
-    [".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".pnm", ".ppm", ".pgm", ".heic", ".heif", ".avif"]
+    [
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".pnm",
+        ".ppm",
+        ".pgm",
+        ".heic",
+        ".heif",
+        ".hif",
+        ".avif",
+    ]
 )
 _OLYMPUS = (b"OLYMPUS\0", b"OM SYSTEM\0\0\0")  # then byte order and version, then the first directory
 SIDE = 32  # of a thumbnail, pixels: a blur of 1 % of the photo's width is a third of one
@@ -148,10 +162,13 @@ def _integers(note: bytes, start: int, order: str) -> dict[int, tuple[int, ...]]
     return found
 
 
-def thumbnail(path: Path) -> NDArray[np.float32] | None:
-    """Return a shot as 32×32 gray values of mean 0 and norm 1; None where it cannot be read or is flat."""
+def thumbnail(path: Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.float32] | None:
+    """Return a shot as 32×32 gray values of mean 0 and norm 1.
+
+    None where it cannot be read, is flat, or has more than `max_pixels` pixels.
+    """
     try:
-        gray = _small(path)
+        gray = _small(path, max_pixels)
     except PhotoError:
         return None
     rows = np.linspace(0, gray.shape[0], SIDE + 1).astype(int)[:-1]
@@ -165,8 +182,9 @@ def thumbnail(path: Path) -> NDArray[np.float32] | None:
     return (small / norm).astype(np.float32) if norm > 1e-3 * SIDE else None
 
 
-def _small(path: Path) -> NDArray[np.float32]:
+def _small(path: Path, max_pixels: int) -> NDArray[np.float32]:
     """The gray picture, of a JPEG at an eighth of its size, of a RAW from its preview where there is one."""
+    check_pixels(read_header(path), path, max_pixels)
     with open_photo(path) as stream, guarded(path):
         form = _sniff.sniff(stream, path)
         data: BinaryIO | None = stream if form == "JPEG" else None
@@ -179,7 +197,7 @@ def _small(path: Path) -> NDArray[np.float32]:
             from . import _pillow
 
             return _pillow.decode_small(data, 8 * SIDE).astype(np.float32)
-    return to_8_bit(read_photo(path).pixels).mean(axis=2, dtype=np.float32)
+    return to_8_bit(read_photo(path, max_pixels=max_pixels).pixels).mean(axis=2, dtype=np.float32)
 
 
 def similarity(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:

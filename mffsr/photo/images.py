@@ -17,19 +17,29 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mffsr.errors import PhotoError
+from mffsr.errors import BracketError, PhotoError
+from mffsr.limits import MAX_MEGAPIXELS
 
 from . import _blocks, _png, _pnm, _sniff
 from ._decoded import Decoded, Header, Pixels, Warn, guarded, open_photo, split_alpha, to_8_bit
 
-__all__ = ["MAX_PIXELS", "Photo", "check_pixels", "read_header", "read_photo", "with_depth"]
+__all__ = [
+    "MAX_PIXELS",
+    "Photo",
+    "check_pixels",
+    "check_registrable",
+    "read_header",
+    "read_photo",
+    "with_depth",
+]
 
 IPTC_START = b"\x1c"  # of every record
-MAX_PIXELS = 500_000_000  # 3 GB of 16-bit colour: more than any camera takes, less than a bomb needs
+MAX_PIXELS = MAX_MEGAPIXELS * 1_000_000
+MAX_REGISTERED_SIDE = 32_766  # OpenCV holds coordinates of a warp in 16 bits
 
 
 def _silent(_text: str) -> None:
-    """The default of every `warn`."""
+    """What warns where nobody listens."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,10 +146,24 @@ def check_pixels(header: Header, path: Path, max_pixels: int = MAX_PIXELS) -> No
     pixels = header.width * header.height
     if pixels > max_pixels:
         raise PhotoError(
-            f"{path}: has {header.width}×{header.height} = {pixels / 1e6:.0f} million pixels; "
-            f"the limit is {max_pixels / 1e6:.0f} million\n"
+            f"{path}: has {header.width}×{header.height} = {_millions(pixels)} million pixels; "
+            f"the limit is {_millions(max_pixels)} million\n"
             "fuse and batch take more with --max-megapixels"
         )
+
+
+def check_registrable(size: tuple[int, int], name: object) -> None:
+    """Raise `BracketError` for a size (width, height) that registration cannot warp."""
+    if max(size) > MAX_REGISTERED_SIDE:
+        raise BracketError(
+            f"{name}: {size[0]}×{size[1]} pixels: photos with a side above {MAX_REGISTERED_SIDE} pixels "
+            "cannot be registered\nuse --no-align (in Python align=False)"
+        )
+
+
+def _millions(pixels: int) -> str:
+    """Return millions to the last pixel, lest a number just above the limit read as the limit."""
+    return f"{pixels / 1e6:.6f}".rstrip("0").rstrip(".")
 
 
 def _header(stream: BinaryIO, path: Path, form: str) -> Header:

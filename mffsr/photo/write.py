@@ -1,7 +1,8 @@
 """Photo → file: JPEG, PNG, TIFF or WebP by the extension, whole or not at all.
 
-16-bit pixels stay 16-bit in PNG and TIFF and are rounded to 8 bits for JPEG and WebP. Profile, EXIF,
-XMP and resolution go into every format. See `atomic_output` for how a file is put in place.
+16-bit pixels stay 16-bit in PNG and TIFF and are rounded to 8 bits for JPEG and WebP. Profile, EXIF and
+XMP go into every format, the resolution into all but WebP, which has no field of its own for it. See
+`atomic_output` for how a file is put in place.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Pieces of HTML: everything that is not ours passes through `text`, and nothing on a page can fetch or run.
+"""Pieces of HTML: everything that is not ours passes through `text`.
 
-The pages' own style and script are allowed by their digests (Content-Security-Policy), so that neither a
-forgotten escape nor an extension of the page can add another, and nothing is ever loaded from anywhere.
+The pages' own style and script are allowed by their digests (Content-Security-Policy), so that a
+forgotten escape could not run as one, and the policy lets a page load nothing from anywhere.
 """
 
 from __future__ import annotations

@@ -162,11 +162,9 @@ def _row(index: int, frame: Mapping[str, Any], colour: str, largest: float) -> s
         values = _registered(frame) if "shift" in frame else ["not registered", "", "", "", "", ""]
         values.append(f'<span class="share">{_bar(frame["share"] / largest)}{frame["share"]:.1%}</span>')
         cells = [
-            f'<td data-label="{label}">{value}</td>'
+            f'<td data-label="{label}">{value}</td>' if value else "<td></td>"  # which narrow pages hide
             for label, value in zip(COLUMNS[2:], values, strict=True)
-            if value
         ]
-        cells += ["<td></td>"] * (len(values) - len(cells))
     return (
         f'<tr><td class="number">{first}</td><th scope="row">{name(frame["path"])}{reference}</th>'
         f"{''.join(cells)}</tr>"
@@ -181,7 +179,7 @@ def _registered(frame: Mapping[str, Any]) -> list[str]:
         f"{frame['scale']:.4f}",
         f"{_signed(frame['exposure'], 2)} EV",
         f"{frame['ecc']:.3f}",
-        f"{frame['residual']:.1f} px",
+        "–" if frame["residual"] is None else f"{frame['residual']:.1f} px",
     ]
 
 

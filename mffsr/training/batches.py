@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mffsr.training import degrade
 from mffsr.training.photos import Crop, Photos, upload
-from mffsr.training.synth import Frames, defocus, kernels
+from mffsr.training.synth import BLUR, JPEG_QUALITY, Frames, defocus, kernels
 
 __all__ = [
     "FocusBatch",
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 MARGIN = 16  # pixels around a patch that are cut off after blurring and shifting
+LARGEST_BLUR = 7.0  # radius, low-resolution pixels
 KERNEL = 2 * MARGIN - 1  # side of the blur kernels: radius up to 15
 ALIKE = 1.5 / 255  # frames that differ by less within 5×5 pixels show no focus
 LR_MARGIN = 2  # low-resolution pixels around a patch that are cut off after reducing
@@ -69,9 +70,9 @@ def generators(seed: int, step: int, samples: Sequence[int]) -> list[Generator]:
 
 
 def _layers(masks: Tensor, size: int, rngs: Sequence[Generator]) -> Tensor:
-    """Cut and scale random masks into layers (B, 3, size, size), nearest first; a third of them is empty.
+    """Cut and scale random masks into three layers (B, 3, size, size), nearest first, that sum to 1.
 
-    Layers sum to 1. In half of the samples the middle layer is empty: two depths, the paper's case.
+    In 60 % of the samples the middle one is empty: two depths, the paper's case.
     """
     count, side = masks.shape[0], masks.shape[-1]
     cuts = np.empty((2, len(rngs), 4), np.int64)  # mask, top, left, side of the cut
@@ -115,15 +116,13 @@ def _zoom(masks: Tensor, cuts: Tensor, size: int) -> Tensor:
     return (upper + (lower - upper) * share[..., None]) / 255
 
 
-def _blurs(
-    rngs: Sequence[Generator], scale: float, device: torch.device, largest: float = 7.0
-) -> tuple[Tensor, Tensor]:
+def _blurs(rngs: Sequence[Generator], scale: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Draw the kernels (2, 3, B, k, k) and radii (2, 3, B) of two frames and three layers."""
     radii = np.zeros((2, 3, len(rngs)), np.float32)
     disc = np.empty(len(rngs), np.bool_)
     for b, rng in enumerate(rngs):
         disc[b] = rng.random() < 0.6
-        far, near = np.exp(rng.uniform(np.log(0.8), np.log(largest), 2)) * scale
+        far, near = np.exp(rng.uniform(np.log(0.8), np.log(LARGEST_BLUR), 2)) * scale
         if rng.random() < 0.5:  # frame 1 is focused on the nearest layer
             radii[:, 0, b], radii[:, 2, b] = (0, near), (far, 0)
         else:
@@ -288,8 +287,9 @@ def fusion_batch(
 def validation_brackets(photos: Photos, masks: Tensor, patch: int, scale: int, index: int) -> FocusBatch:
     """Return the one bracket of two depths that is photo `index`'s: always the same, for validation.
 
-    image1 and image2 are patch×patch, JPEG 90, blur radius 1–6 low-resolution pixels, hard and matte
-    boundaries in turn; `sharp` is scale times as large. `truth` and `weight` are of low resolution.
+    image1 and image2 are at most patch×patch, as far as the smallest photo allows, JPEG 90, blur radius 1–6
+    low-resolution pixels, hard and matte boundaries in turn; `sharp` is scale times as large. `truth` and
+    `weight` are of low resolution.
     """
     rng = np.random.default_rng([12, index])
     outer = min(patch * scale, *(min(p.shape[1:]) // 16 * 16 - 2 * MARGIN for p in photos.images)) // (
@@ -303,7 +303,7 @@ def validation_brackets(photos: Photos, masks: Tensor, patch: int, scale: int, i
     layers = _layers(masks, outer, [rng])
     layers = torch.cat((layers[:, :1], torch.zeros_like(layers[:, :1]), 1 - layers[:, :1]), 1)
     radii = torch.zeros(2, 3, 1)
-    radii[0, 2], radii[1, 0] = (float(r) for r in np.minimum(rng.uniform(1, 6, 2) * scale, MARGIN - 2))
+    radii[0, 2], radii[1, 0] = (float(r) for r in np.minimum(rng.uniform(*BLUR, 2) * scale, MARGIN - 2))
     disc = bool(rng.random() < 0.5)
     made = defocus(
         image,
@@ -316,7 +316,7 @@ def validation_brackets(photos: Photos, masks: Tensor, patch: int, scale: int, i
     for frame in made.frames:
         high = _inner(frame, MARGIN).clamp(0, 1)
         low = degrade.reduce_antialiased(high, scale).clamp(0, 1) if scale > 1 else high
-        frames.append(degrade.jpeg(low, torch.tensor([90.0], device=image.device)))
+        frames.append(degrade.jpeg(low, torch.tensor([float(JPEG_QUALITY)], device=image.device)))
     first = (_inner(made.truth, MARGIN) == 0).float()
     truth = (F.avg_pool2d(first, scale) >= 0.5).float()
     return FocusBatch(frames[0], frames[1], _inner(image, MARGIN), truth, torch.ones_like(truth))

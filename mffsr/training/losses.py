@@ -15,7 +15,10 @@ TIE = 0.25  # weight of a pixel that is as sharp in one photo as in the other
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Return the mean structural similarity (Wang et al. 2004) of two batches: 11×11 Gaussian, σ = 1.5."""
+    """Return the mean structural similarity (Wang et al. 2004) of two batches (B, C, h, w), a scalar.
+
+    11×11 Gaussian, σ = 1.5; the sides are at least 11.
+    """
     grid = torch.arange(11, device=x.device, dtype=x.dtype) - 5
     line = torch.exp(-(grid**2) / (2 * 1.5**2))
     line = line / line.sum()
@@ -36,10 +39,11 @@ def fapn_loss(
 ) -> Tensor:
     """Equations (17)–(18): 0.8 mask + 0.1 gradient + 0.1 (1 − SSIM), from the maps before their sigmoid.
 
-    truth (B, 1, h, w): 1 where image 1 is the sharper one; weight (B, 1, h, w): 0 where neither is, which
-    both maps are taught to say by 0.5: |M1 − M2| then tells a decision from a guess. The mask term is the
-    cross entropy instead of the paper's L1 distance, whose gradient vanishes where the sigmoid saturates:
-    with it the maps stayed at chance for hundreds of steps.
+    logits (B, 2, h, w): of M1 and M2; image1, image2 (B, 3, h, w): the pair; sharp (B, 3, h, w): the
+    all-in-focus truth; truth (B, 1, h, w): 1 where image 1 is the sharper one; weight (B, 1, h, w): 0 where
+    neither is, which both maps are taught to say by 0.5: |M1 − M2| then tells a decision from a guess. The
+    result is a scalar. The mask term is the cross entropy instead of the paper's L1 distance, whose gradient
+    vanishes where the sigmoid saturates: with it the maps stayed at chance for hundreds of steps.
     """
     target = torch.where(weight > 0, torch.cat((truth, 1 - truth), 1), 0.5)
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -51,14 +55,14 @@ def fapn_loss(
 
 
 def super_resolution_loss(enlarged: Tensor, truth: Tensor) -> Tensor:
-    """Equation (19) of one source: the L1 distance."""
+    """Equation (19) of one source: the L1 distance of (B, 3, H, W) and its truth, a scalar."""
     return (enlarged - truth).abs().mean()
 
 
 def fusion_loss(fused: Tensor, sharp: Tensor, frames: tuple[Tensor, Tensor], masks: Tensor) -> Tensor:
     """Equation (20): L1 to the all-in-focus truth, and within each mask to that frame's own truth.
 
-    masks (B, 2, h, w) at low resolution, summing to 1.
+    fused, sharp and both frames: (B, 3, s·h, s·w); masks: (B, 2, h, w), summing to 1. Returns a scalar.
     """
     resized = F.interpolate(masks, fused.shape[-2:], mode="bilinear", align_corners=False)
     loss = (fused - sharp).abs().mean()

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from mffsr.errors import PhotoError, TrainingError, UsageError
 from mffsr.photo import read_photo, with_depth
+from mffsr.photo.capture import SUFFIXES
 
 __all__ = ["Crop", "Photos", "find_photos", "hold_out", "load_photos", "sharp_blocks", "upload"]
 
 BLOCK = 32  # side of the blocks whose sharpness is judged, pixels
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"}
 FEWEST = 2  # photographs a folder must hold: one to train on, one to validate on
 # Turns of a square of side n + 1: pixel (i, j) is taken from the row and the column n·a + i·b + j·c.
 _TURNS = (
@@ -75,15 +75,16 @@ def sharp_blocks(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 class Photos:
     """All training photographs of a folder on one device, in one piece of memory.
 
-    One piece, so that the crops of a whole batch are one gather instead of a few kernels each.
+    One piece, so that the crops of a whole batch are one gather instead of a few kernels each. The list
+    `images`, (3, H, W) uint8 each, is emptied: no more than one of them is ever there twice.
     """
 
     def __init__(
-        self, images: Sequence[Tensor], sharp: Sequence[NDArray[np.float32]], names: Sequence[str]
+        self, images: list[Tensor], sharp: Sequence[NDArray[np.float32]], names: Sequence[str]
     ) -> None:
         self.names = list(names)
         self.sharp = list(sharp)
-        self._pixels, self.images, self._starts = _pack(list(images))  # images: (3, H, W) uint8 each
+        self._pixels, self.images, self._starts = _pack(images)
         area = np.array([image.shape[1] * image.shape[2] for image in self.images], np.float64)
         self._odds = np.cumsum(np.sqrt(area)) / np.sqrt(area).sum()  # large photos repeat themselves
 
@@ -167,15 +168,20 @@ def _pack(images: list[Tensor]) -> tuple[Tensor, list[Tensor], list[int]]:
 
 
 def find_photos(folder: Path, fewest: int = 1) -> list[Path]:
-    """List the photographs below `folder`, sorted; raises UsageError where there are fewer than `fewest`."""
+    """List the photographs below `folder`, sorted; raises UsageError where there are fewer than `fewest`.
+
+    Files that differ in their suffix alone, as the RAW and the JPEG of a shot, are one photograph, else it
+    might be trained on and validated on: the last one counts.
+    """
     if not folder.is_dir():
         raise UsageError(f"{folder}: not a folder of photographs")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = list({path.with_suffix(""): path for path in files}.values())
     if len(found) < fewest:
         number = {0: "no photographs", 1: "only one photograph"}.get(len(found), f"{len(found)} photographs")
         raise UsageError(
             f"{folder}: {number}, training needs at least {fewest}\n"
-            f"looked for {', '.join(sorted(SUFFIXES))}, in sub-folders too"
+            "looked for .jpg, .png, .tif and others that mffsr reads, in sub-folders too"
         )
     return found
 

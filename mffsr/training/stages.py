@@ -1,8 +1,9 @@
 """The paper's three stages as data; section III-E and IV-B, with what was changed and why.
 
 The paper trains four pairs a step for hundreds of epochs at constant rates with one or two drops. Here
-every stage warms up and follows a cosine to zero, and Muon takes Adam's place in the convolutions, which
-reaches the same loss in a fraction of the steps; the weights' average over the steps (EMA) is evaluated.
+every stage warms up and follows a cosine to 1 % of the highest rate, and Muon takes Adam's place in the
+convolutions, which reaches the same loss in a fraction of the steps; the weights' average over the steps
+(EMA) is evaluated.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["JOINT", "STAGES", "Stage"]
+__all__ = ["STAGES", "Stage"]
 
 StageName = Literal["fapn", "srn", "joint"]
 
@@ -43,4 +44,3 @@ STAGES: tuple[Stage, ...] = (
     # 3. L_fus^HR trains SRN and D2 jointly (20); D2 begins as a copy of D1.
     Stage(name="joint", steps=20_000, batch=8, patch=48, rate=2e-4),
 )
-JOINT = STAGES[2]

@@ -20,9 +20,27 @@ from torch import Tensor
 
 from mffsr.training.degrade import convolve
 
-__all__ = ["Frames", "defocus", "kernel", "kernels", "mask_bank"]
+__all__ = [
+    "BLUR",
+    "DIFFERS",
+    "JPEG_QUALITY",
+    "NEAR",
+    "SPREAD",
+    "Frames",
+    "defocus",
+    "kernel",
+    "kernels",
+    "mask_bank",
+]
 
 Mask = NDArray[np.uint8]
+
+SPREAD = 14  # reach of what `defocus` continues behind an edge, pixels
+# The protocol of synthetic brackets that networks are measured by, in evaluation as in validation.
+BLUR = (1.0, 6.0)  # least and largest radius, low-resolution pixels
+JPEG_QUALITY = 90
+DIFFERS = 2 / 255  # of two frames, after a 5×5 mean: from here on it matters which one is chosen
+NEAR = 3  # low-resolution pixels around a boundary of the focus map
 
 
 class Frames(NamedTuple):
@@ -110,8 +128,8 @@ def _matte(image: Tensor, layers: Tensor, kernels: Tensor) -> Tensor:
 
 def _spread(image: Tensor, alpha: Tensor) -> Tensor:
     """Continue the pixels where alpha = 1 over the rest, smoothly."""
-    radii = torch.full((len(image),), 14.0, device=image.device)
-    weights = kernels(radii, torch.zeros_like(radii, dtype=torch.bool), 29)
+    radii = torch.full((len(image),), float(SPREAD), device=image.device)
+    weights = kernels(radii, torch.zeros_like(radii, dtype=torch.bool), 2 * SPREAD + 1)
     stacked = convolve(torch.cat((image * alpha, alpha), 1), weights)
     mean = (image * alpha).mean((2, 3), keepdim=True) / alpha.mean((2, 3), keepdim=True).clamp_min(1e-3)
     return (stacked[:, :3] + 1e-3 * mean) / (stacked[:, 3:] + 1e-3)

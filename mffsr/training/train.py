@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from mffsr.device import Runtime
 from mffsr.training.batches import LR_MARGIN, MARGIN
@@ -16,7 +17,7 @@ from mffsr.training.processes import Processes
 from mffsr.training.stages import Stage
 from mffsr.training.trainer import RunOptions, Trainer, learning_rate, state_file
 
-__all__ = ["Report", "RunOptions", "patch_needed", "shorten", "state_file", "train_stage"]
+__all__ = ["Report", "RunOptions", "patch_needed", "state_file", "train_stage", "with_changes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +43,24 @@ def patch_needed(stage: Stage, scale: int) -> int:
     return (stage.patch + 2 * LR_MARGIN) * scale + 2 * MARGIN
 
 
-def shorten(stage: Stage, **changes: float | int | None) -> Stage:
+def with_changes(
+    stage: Stage,
+    *,
+    steps: int | None = None,
+    batch: int | None = None,
+    patch: int | None = None,
+    rate: float | None = None,
+    warmup: int | None = None,
+) -> Stage:
     """Return the stage with the given fields replaced, None meaning unchanged."""
-    return replace(stage, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
+    return replace(
+        stage,
+        steps=stage.steps if steps is None else steps,
+        batch=stage.batch if batch is None else batch,
+        patch=stage.patch if patch is None else patch,
+        rate=stage.rate if rate is None else rate,
+        warmup=stage.warmup if warmup is None else warmup,
+    )
 
 
 def train_stage(
@@ -68,11 +84,11 @@ def train_stage(
 ) -> tuple[Path, int]:
     """Train one stage; return its weight file and the step that it ends with.
 
-    The file is `fapn.safetensors` or `x<scale>.safetensors` in `run`. `initial` starts from given weights (of
-    any scale: what fits is taken); `fapn` is the fixed FAPN of the joint stage. `resume` goes on from the
-    run's last saved state, exactly. Ends at the next step once `should_stop()` is true in any process; the
-    state is saved then. `compiled` None: where that pays, on CUDA. Raises TrainingError when the loss is not
-    finite: the last good state is kept.
+    The file is `fapn.safetensors` or `x<scale>.safetensors` in `run`. `initial` starts from given weights:
+    what fits is taken, of any scale but in the joint stage. `fapn` is the fixed FAPN of the joint stage.
+    `resume` goes on from the run's last saved state, exactly. Ends at the next step once `should_stop()` is
+    true in any process; the state is saved then. `compiled` None: where that pays, on CUDA. Raises
+    TrainingError when the loss is not finite: the last good state is kept.
     """
     processes = processes or Processes()
     with processes.together():
@@ -89,33 +105,50 @@ def train_stage(
             compiled=compiled,
         )
         begun = trainer.resume() if resume and trainer.state.exists() else 0
-    step = begun
     with gpu_meter(runtime.device) as meter:
         reporter = _Reporter(trainer, on_report, meter)
-        if processes.rank == 0:
-            trainer.log.begin(step)
-        if step == 0:
-            reporter.report(0, validate=True)
-        while step < stage.steps and not processes.any(should_stop()):
-            reporter.step(step)
-            step += 1
-            due = step % validate_every == 0 or step == stage.steps
-            saving = step % save_every == 0 or due
-            if step % report_every == 0 or saving:
-                reporter.report(step, validate=due)
-            if saving:
-                trainer.save(step)
-                reporter.restart()
-        if step % save_every and step % validate_every and begun < step < stage.steps:  # stopped in between
-            if reporter.steps:
-                reporter.report(step, validate=False)
-            trainer.save(step)
+        every = _Every(validate=validate_every, save=save_every, report=report_every)
+        step = _go_on(trainer, reporter, every, begun, should_stop)
     processes.any(False)  # rank 0 has written
     return trainer.weights, step
 
 
+class _Every(NamedTuple):
+    """After how many steps each is due."""
+
+    validate: int
+    save: int
+    report: int
+
+
+def _go_on(
+    trainer: Trainer, reporter: _Reporter, every: _Every, begun: int, should_stop: Callable[[], bool]
+) -> int:
+    """Train from the step after `begun` to the stage's last, or until stopped; return the last one done."""
+    processes, steps, step = trainer.processes, trainer.stage.steps, begun
+    if processes.rank == 0:
+        trainer.log.begin(step)
+    if step == 0:
+        reporter.report(0, validate=True)
+    while step < steps and not processes.any(should_stop()):
+        reporter.step(step)
+        step += 1
+        due = step % every.validate == 0 or step == steps
+        saving = step % every.save == 0 or due
+        if step % every.report == 0 or saving:
+            reporter.report(step, validate=due)
+        if saving:
+            trainer.save(step)
+            reporter.restart()
+    if step % every.save and step % every.validate and begun < step < steps:  # stopped in between
+        if reporter.steps:
+            reporter.report(step, validate=False)
+        trainer.save(step)
+    return step
+
+
 class _Reporter:
-    """Takes the steps, the time that they take, and tells of both."""
+    """Takes the steps, counts the time that they take, and tells of both."""
 
     def __init__(self, trainer: Trainer, on_report: Callable[[Report], None], meter: Meter | None) -> None:
         self.trainer, self.on_report, self.meter = trainer, on_report, meter

@@ -267,14 +267,13 @@ class Trainer:
         self._save_weights(step)
 
     def _save_weights(self, step: int) -> None:
-        save_network(
-            self.averaged(),
-            self.weights,
-            stage=self.stage.name,
-            steps=str(step),
-            data=self.options.degradation,
-            batch=str(self.stage.batch * self.processes.count),
-        )
+        description = {
+            "stage": self.stage.name,
+            "steps": str(step),
+            "data": self.options.degradation,
+            "batch": str(self.stage.batch * self.processes.count),
+        }
+        save_network(self.averaged(), self.weights, description)
 
     def _settings(self) -> dict[str, object]:
         """Return everything that decides what the next step does; a resumed run must agree in it."""
@@ -330,9 +329,10 @@ def _differences(before: object, now: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 def _warm_start(network: FAPN | FN, path: Path, *, same_scale: bool) -> str:
     """Take over every tensor of a weight file that fits in name and shape; return the stage it is of."""
-    found = load(path)
     if same_scale and isinstance(network, FN):
         found = load(path, kind="fn", scale=network.config.scale)
+    else:
+        found = load(path)
     given, own = found.network.state_dict(), network.state_dict()
     fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
     if len(fitting) < len(own) // 2:

@@ -14,10 +14,12 @@ from mffsr.training import degrade
 from mffsr.training.batches import validation_brackets
 from mffsr.training.losses import ssim
 from mffsr.training.photos import Photos
+from mffsr.training.synth import DIFFERS, NEAR
 
 __all__ = ["SCORES", "SMALLEST", "focus_scores", "fusion_scores", "psnr_y", "sr_scores", "ssim_y"]
 
 SMALLEST = 96  # pixels a side that a photo must have to be validated on, at any scale
+LARGEST = 1024  # pixels a side that are enlarged, in one piece: memory grows with them
 SCORES = {  # what is measured of each stage
     "fapn": ("accuracy", "boundary"),
     "srn": ("psnr_y", "psnr_y_bicubic", "ssim_y"),
@@ -48,11 +50,13 @@ def ssim_y(image: Tensor, truth: Tensor, border: int) -> float:
 def sr_scores(network: FN, photos: Photos, kind: degrade.Degradation, limit: int) -> dict[str, float]:
     """Return mean PSNR-Y and SSIM-Y of the enlarged photos, and the former of bicubic enlargement.
 
-    Low resolution is as `kind` makes it, without its random faults.
+    Low resolution is as `kind` makes it, without its random faults. Of a photo larger than `LARGEST` a side
+    the centre counts.
     """
     scale, ours = network.config.scale, []
     for photo in photos.images[:limit]:
-        high = photo[None].float() / 255
+        top, left = (max(0, side - LARGEST) // 2 for side in photo.shape[1:])
+        high = photo[None, :, top : top + LARGEST, left : left + LARGEST].float() / 255
         height, width = (side // scale * scale for side in high.shape[2:])
         high = high[:, :, :height, :width]
         make = degrade.reduce_opencv if kind == "paper" else degrade.reduce_antialiased
@@ -68,16 +72,17 @@ def focus_scores(network: FAPN, photos: Photos, masks: Tensor, count: int) -> di
     """Return the share of pixels whose frame is chosen rightly: where the frames differ, and near boundaries.
 
     Brackets of both kinds, blur radius 1–6 pixels, JPEG 90. `accuracy` counts pixels on which the frames
-    differ (by 2/255 after a 5×5 mean); `boundary` those of them within 3 pixels of a boundary.
+    differ (by `DIFFERS` after a 5×5 mean); `boundary` those of them within `NEAR` pixels of a boundary.
     """
     right = total = near_right = near_total = 0
     for index in range(count):
         batch = validation_brackets(photos, masks, 256, 1, index)
         chosen = decide(network(batch.image1, batch.image2))
         difference = F.avg_pool2d((batch.image1 - batch.image2).abs().mean(1, keepdim=True), 5, 1, 2)
-        differs = (difference > 2 / 255) & (batch.weight > 0)
+        differs = (difference > DIFFERS) & (batch.weight > 0)
         hit = (chosen == batch.truth) & differs
-        spread = F.max_pool2d(batch.truth, 7, 1, 3) - -F.max_pool2d(-batch.truth, 7, 1, 3)
+        window = (2 * NEAR + 1, 1, NEAR)
+        spread = F.max_pool2d(batch.truth, *window) - -F.max_pool2d(-batch.truth, *window)
         near = (spread > 0) & differs
         right, total = right + int(hit.sum()), total + int(differs.sum())
         near_right, near_total = near_right + int((hit & near).sum()), near_total + int(near.sum())
