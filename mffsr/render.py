@@ -17,14 +17,13 @@ from mffsr.errors import MffsrError
 from mffsr.focus_map import Labels
 from mffsr.frames import Frame, row_blocks
 from mffsr.model import JointModel
-from mffsr.model.joint import soft_transition
+from mffsr.model.joint import DECODER_REACH, soft_transition
 from mffsr.photo import Pixels
 from mffsr.tiles import Span, Tile, tiles
 
 __all__ = ["SOFT_REACH", "Rendered", "enlarge_plane", "render"]
 
 SOFT_REACH = 2  # of `soft_transition`
-DECODER_REACH = 2  # of Resize and D2, in low-resolution pixels, rounded up
 BORDER = 8  # source pixels mirrored beyond the edge: zeros there would shade the rim of an even picture
 
 
@@ -49,8 +48,9 @@ def render(
 ) -> Rendered:
     """Return the all-in-focus picture at the model's scale, `depth` 8 or 16 bits a channel.
 
-    A source's SRN runs only on tiles where the source wins somewhere (`gate`): elsewhere its mask is zero
-    and it adds nothing, so the result is the same. `tile` is the side of a tile's core in source pixels.
+    A source's SRN runs only on tiles where the source wins somewhere, and there on the rectangle where it
+    does (`gate`): elsewhere its mask is zero and it adds nothing, so the result is the same. `tile` is the
+    side of a tile's core in source pixels.
     """
     height, width = frames[0].shape[:2]
     scale, channels = model.scale, frames[0].shape[2]
@@ -62,7 +62,7 @@ def render(
     for done, part in enumerate(plan, 1):
         sources = _needed(labels, part) if gate else list(range(len(frames)))
         run += len(sources)
-        core = _render_tile(model, [frames[i] for i in sources], sources, labels, part, runtime)
+        core = _render_tile(model, [frames[i] for i in sources], sources, labels, part, runtime, gate=gate)
         rows, columns = (slice(s.start * scale, s.stop * scale) for s in part.core)
         out[rows, columns] = _to_pixels(core, dtype, channels)
         progress(done, len(plan))
@@ -83,6 +83,8 @@ def _render_tile(
     labels: Labels,
     part: Tile,
     runtime: Runtime,
+    *,
+    gate: bool,
 ) -> torch.Tensor:
     """Return the core of one tile, (1, 3, s·h, s·w) float32."""
     left, right, top, bottom = border = _border(part, labels.shape) if model.scale > 1 else (0, 0, 0, 0)
@@ -99,7 +101,7 @@ def _render_tile(
             masks = torch.ones_like(masks)  # alone within reach of the core
         rows, columns = part.inner
         core = slice(rows.start + top, rows.stop + top), slice(columns.start + left, columns.stop + left)
-        return model.render(images, masks, core)
+        return model.render(images, masks, core, gate=gate)
 
 
 def _border(part: Tile, shape: tuple[int, ...]) -> tuple[int, int, int, int]:

@@ -218,7 +218,7 @@ def test_the_time_to_expect_is_that_of_both_halves(cpu, monkeypatch):
 
     fapn, fn = model.fapn.config, model.fn.config
     monkeypatch.setattr(model, "focus", lambda a, b, wanted: work(fapn.fpm_reach, a, wanted))
-    monkeypatch.setattr(model, "render", lambda a, b, wanted: work(fn.upward_reach, a[0], wanted))
+    monkeypatch.setattr(model, "render", lambda a, b, wanted, **_: work(fn.upward_reach, a[0], wanted))
     monkeypatch.setattr("mffsr.plan.time.perf_counter", lambda: clock[0])
     found = rough_seconds(model, cpu, Plan(focus=64, render=64), (64, 64, 3), 3)
     assert found == pytest.approx(11 * 64**2 * (2 + SOURCES)), "of a photo of one tile all is within the halo"

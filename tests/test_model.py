@@ -20,6 +20,7 @@ from mffsr.model.blocks import (
 )
 from mffsr.model.fapn import FR
 from mffsr.model.joint import decide, soft_transition
+from mffsr.model.srn import SRN
 
 
 def noise(height, width, batch=1, seed=0):
@@ -219,6 +220,25 @@ def test_the_enlargement_of_a_region_is_that_of_the_whole(region, scale, count):
         whole, part = model(sources, masks), model(sources, masks, region)
     rows, columns = (slice(s.start * scale, s.stop * scale) for s in region)
     torch.testing.assert_close(part, whole[:, :, rows, columns], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wanted", [None, REGIONS[0]])
+def test_a_source_runs_only_where_its_mask_is_not_zero(wanted, monkeypatch):
+    model = tiny_fn(2).double()
+    sources = [noise(90, 96, seed=i).double() for i in range(3)]
+    masks = torch.zeros(1, 3, 90, 96, dtype=torch.float64)
+    masks[:, 0, :, :20], masks[:, 1, :, 20:] = 1, 1  # the third nowhere
+    ran = []
+    features = SRN.features
+    monkeypatch.setattr(
+        SRN, "features", lambda self, image, region: ran.append(region[1]) or features(self, image, region)
+    )
+    with torch.no_grad():
+        everywhere = model(sources, masks, wanted)
+        ran.clear()
+        gated = model(sources, masks, wanted, gate=True)
+    torch.testing.assert_close(gated, everywhere, rtol=1e-5, atol=1e-5)
+    assert ran == ([slice(0, 21), slice(19, 96)] if wanted is None else [slice(29, 62)])
 
 
 def test_a_stack_takes_an_activation_with_its_convolution():

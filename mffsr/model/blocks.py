@@ -28,6 +28,7 @@ __all__ = [
     "crop",
     "gradient_map",
     "merge_windows",
+    "scaled",
     "widened",
     "windows",
 ]
@@ -152,6 +153,12 @@ def widened(region: Region, reach: int, image: Tensor) -> tuple[Region, Region]:
     rows, columns = region
     inner = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
     return (slice(top, bottom), slice(left, right)), inner
+
+
+def scaled(region: Region, scale: int) -> Region:
+    """Return where a region lies in the enlarged image."""
+    rows, columns = (slice(own.start * scale, own.stop * scale) for own in region)
+    return rows, columns
 
 
 def crop(x: Tensor, region: Region) -> Tensor:

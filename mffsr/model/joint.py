@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mffsr.model.blocks import Region, crop, widened
+from mffsr.model.blocks import Region, crop, scaled, widened
 from mffsr.model.fapn import FAPN, FapnConfig, FocusMaps
 from mffsr.model.srn import SRN, Decoder, SourceFeatures, SrnConfig
 
-__all__ = ["FN", "JointModel", "decide", "soft_transition"]
+__all__ = ["DECODER_REACH", "FN", "JointModel", "decide", "soft_transition"]
+
+DECODER_REACH = 2  # of Resize and D2, in low-resolution pixels, rounded up
 
 
 def decide(maps: FocusMaps) -> Tensor:
@@ -48,50 +50,72 @@ class FN(nn.Module):
         self.srn = SRN(config)
         self.d2 = Decoder(config.features + 1)
 
-    def forward(self, sources: Sequence[Tensor], masks: Tensor, wanted: Region | None = None) -> Tensor:
+    def forward(
+        self, sources: Sequence[Tensor], masks: Tensor, wanted: Region | None = None, *, gate: bool = False
+    ) -> Tensor:
         """Return the fused enlargement (B, 3, s·h, s·w), float32, not clipped.
 
         `sources`: n images (B, 3, h, w) in [0, 1]; `masks`: (B, n, h, w), M^pred of each source, summing
         to 1. A source whose mask is zero everywhere may be left out: the result is the same. With a `wanted`
-        region of the sources only its enlargement is returned: the same, for less work.
+        region of the sources only its enlargement is returned, and with `gate` SRN runs of each source only
+        where its mask is not zero: the same, for less work.
         """
         if masks.shape[1] != len(sources):
             raise ValueError(f"{len(sources)} sources but {masks.shape[1]} masks")
-        region = inner = None
-        if wanted is not None:
-            region, inner = widened(wanted, self.config.upward_reach, masks)
-            masks = crop(masks, region)
+        rows, columns = (slice(0, size) for size in masks.shape[-2:])
+        region, inner = widened(wanted or (rows, columns), DECODER_REACH, masks)
         # One source alone has mask 1 throughout.
         fused = (
             self.srn.features(sources[0], region)
             if len(sources) == 1
-            else self._weighted_sum(sources, masks, region)
+            else self._weighted_sum(sources, crop(masks, region), region, gate=gate)
         )
         image = fused.base + self.d2(fused.features).float()  # (16)
-        if inner is None:
-            return image
-        rows, columns = (slice(s.start * self.config.scale, s.stop * self.config.scale) for s in inner)
+        rows, columns = scaled(inner, self.config.scale)
         return image[:, :, rows, columns]
 
     def _weighted_sum(
-        self, sources: Sequence[Tensor], masks: Tensor, region: Region | None
+        self, sources: Sequence[Tensor], masks: Tensor, region: Region, *, gate: bool
     ) -> SourceFeatures:
-        """Return the mask-weighted sum of the sources' features and bases, equation (15).
+        """Return the mask-weighted sum of the sources' features and bases in a region, equation (15).
 
-        Masks are those of the region.
+        `masks` are those of the region.
         """
         scale = self.config.scale
         weights = F.interpolate(masks.float(), scale_factor=scale, mode="bilinear", align_corners=False)
         total: SourceFeatures | None = None
-        for source, weight in zip(sources, weights.split(1, 1), strict=True):
-            features, base = self.srn.features(source, region)
-            features, base = weight.to(features.dtype) * features, weight * base
-            if total is not None:
-                features, base = total.features + features, total.base + base
-            total = SourceFeatures(features, base)
+        for index, source in enumerate(sources):
+            own = _support(masks[:, index]) if gate else (slice(0, masks.shape[2]), slice(0, masks.shape[3]))
+            if own is None:
+                continue
+            rows, columns = (
+                slice(a.start + b.start, a.stop + b.start) for a, b in zip(own, region, strict=True)
+            )
+            found = self.srn.features(source, (rows, columns))
+            if total is None:
+                size = weights.shape[-2:]
+                total = SourceFeatures(
+                    *(x.new_zeros(*x.shape[:2], *size).to(memory_format=torch.channels_last) for x in found)
+                )
+            rows, columns = scaled(own, scale)
+            weight = weights[:, index : index + 1, rows, columns]
+            for whole, part in zip(total, found, strict=True):
+                whole[:, :, rows, columns].addcmul_(weight.to(part.dtype), part)
         if total is None:
             raise ValueError("no sources: expected at least one")
         return total
+
+
+def _support(mask: Tensor) -> Region | None:
+    """Return the rectangle outside which a resized mask (B, h, w) is zero; None if it is so everywhere."""
+    there = mask.amax(0) > 0
+    found = []
+    for axis, size in enumerate(there.shape):
+        lines = there.any(1 - axis).nonzero()
+        if not len(lines):
+            return None
+        found.append(slice(max(0, int(lines[0]) - 1), min(size, int(lines[-1]) + 2)))  # 1: of Resize
+    return found[0], found[1]
 
 
 class JointModel(nn.Module):
@@ -118,11 +142,13 @@ class JointModel(nn.Module):
         maps: FocusMaps = self.fapn(image1, image2, wanted)
         return maps
 
-    def render(self, sources: Sequence[Tensor], masks: Tensor, wanted: Region | None = None) -> Tensor:
+    def render(
+        self, sources: Sequence[Tensor], masks: Tensor, wanted: Region | None = None, *, gate: bool = False
+    ) -> Tensor:
         """Return the fused image (B, 3, s·h, s·w), float32; see `FN.forward` for the arguments."""
         if self.fn is None:
             parts = [m * s for m, s in zip(masks.float().split(1, 1), sources, strict=True)]
             image = torch.stack(parts).sum(0)
             return image if wanted is None else image[:, :, wanted[0], wanted[1]]
-        out: Tensor = self.fn(sources, masks, wanted)
+        out: Tensor = self.fn(sources, masks, wanted, gate=gate)
         return out

@@ -30,6 +30,8 @@ from mffsr.model.blocks import (
     convolve,
     crop,
     gradient_map,
+    scaled,
+    widened,
 )
 
 __all__ = ["SCALES", "SRN", "Decoder", "SourceFeatures", "SrnConfig", "enlarge"]
@@ -126,17 +128,22 @@ class SRN(nn.Module):
         self.deconv = nn.Sequential(*(layer for step in steps for layer in _deconv(width, step)))
         self.d1 = Decoder(width + 1)
 
-    def features(self, image: Tensor, region: Region | None = None) -> SourceFeatures:
+    def features(self, image: Tensor, wanted: Region | None = None) -> SourceFeatures:
         """Return F̄^SRN and the bicubic base of a source (B, 3, h, w) in [0, 1].
 
-        With a `region`, of that alone; within `upward_reach` of its border they are not those of the image.
+        With `wanted`, of that region alone: the same, for less work.
         """
+        later = inner = None
+        if wanted is not None:
+            outer, inner = widened(wanted, self.config.reach, image)
+            image = crop(image, outer)
+            later, inner = widened(inner, self.config.upward_reach, image)
         gradient = gradient_map(image)
         low = self.shallow(image)  # F^l
         deep, edges = self._trunk(self.enter(low), gradient)
-        if region is not None:
-            image, gradient, low, deep = (crop(x, region) for x in (image, gradient, low, deep))
-            edges = tuple(crop(x, region) for x in edges)
+        if later is not None:
+            image, gradient, low, deep = (crop(x, later) for x in (image, gradient, low, deep))
+            edges = tuple(crop(x, later) for x in edges)
         if self.config.shallow_deep:
             attention = torch.sigmoid(self.attention(torch.cat((low, deep), 1)))  # (10)
             lifted = attention * convolve(self.project, deep, *edges) + low  # (11)
@@ -146,7 +153,11 @@ class SRN(nn.Module):
         resized = F.interpolate(
             gradient, scale_factor=self.config.scale, mode="bilinear", align_corners=False
         ).to(up.dtype)
-        return SourceFeatures(concatenate(up, resized), enlarge(image, self.config.scale))  # (12)
+        found = SourceFeatures(concatenate(up, resized), enlarge(image, self.config.scale))  # (12)
+        if inner is None:
+            return found
+        rows, columns = scaled(inner, self.config.scale)
+        return SourceFeatures(found.features[:, :, rows, columns], found.base[:, :, rows, columns])
 
     def _trunk(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return F^h and, with GEB, (∇F^h,): the dense residual blocks of each branch and their fusion."""
