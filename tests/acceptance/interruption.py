@@ -43,10 +43,12 @@ def _ends_cleanly(bench: Bench, number: signal.Signals, code: int) -> str:
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         slowest = max(slowest, _children() - spent)
-        if process.returncode == 0:  # it was faster
-            complete(bench.folder / "out.png")
-            (bench.folder / "out.png").unlink()
+        output = bench.folder / "out.png"
+        if output.exists():  # it was faster, to the end or to the last step before it
+            complete(output)
+            output.unlink()
             done += 1
+        if process.returncode == 0:
             continue
         # Before the program's first line Python speaks for itself, or the system ends it without a word.
         early = ", in main" not in errors and "Traceback" in errors and moment < 0.3
