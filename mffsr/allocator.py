@@ -10,6 +10,7 @@ __all__ = ["keep_freed_memory", "keep_no_kernels", "make_room_for"]
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
+M_MMAP_THRESHOLD = -3
 M_MMAP_MAX = -4
 
 # Size in bytes of the tile that the kept memory was used for; 0: nothing is kept, -1: no tile yet.
@@ -22,16 +23,30 @@ def keep_freed_memory() -> None:
     By default glibc gives every large block back as soon as it is freed, so that each layer of a network
     writes into pages that the kernel first has to find and clear. For the program's own processes only: a
     library has no business with its host's allocator. Must be called before PyTorch first allocates.
+
+    Where the address space is limited (`ulimit -v`), the opposite: what is kept counts there, and a tile too
+    large would leave no room for smaller ones.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc
         return
+    if _address_space_is_limited():
+        mallopt(M_MMAP_THRESHOLD, 1 << 20)
+        return
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, -1)  # never
     mallopt(M_TOP_PAD, 64 << 20)
     _kept["size"] = -1
+
+
+def _address_space_is_limited() -> bool:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def make_room_for(size: int) -> None:

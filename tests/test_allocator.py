@@ -61,3 +61,29 @@ def test_memory_goes_back_before_tiles_of_another_size():
     same_size, other_size = map(int, run.stdout.split())
     assert same_size < 10
     assert other_size > 300
+
+
+LIMITED = """
+import resource
+from mffsr.allocator import keep_freed_memory
+import torch
+def mapped():
+    return int(open("/proc/self/statm").read().split()[0]) * 4096 >> 20
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
+keep_freed_memory()
+tensors = [torch.ones(4, 1024, 1024) for _ in range(20)]  # 16 MB each: by default, soon taken from the heap
+kept = []
+for _ in range(20):
+    del tensors[0]
+    kept.append(torch.ones(100, 1024))
+    tensors.append(torch.ones(4, 1024, 1024))
+full = mapped()
+del tensors
+print(full - mapped())
+"""
+
+
+@glibc
+def test_a_limited_address_space_gets_back_what_is_freed():
+    run = subprocess.run([sys.executable, "-c", LIMITED], check=True, capture_output=True)
+    assert int(run.stdout) > 300

@@ -19,9 +19,11 @@ def out_of_memory(side: str) -> None:
         if max(image.shape[2:]) > int(side):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    def small_render(self: JointModel, images: list[torch.Tensor], *rest: Any) -> torch.Tensor:
+    def small_render(
+        self: JointModel, images: list[torch.Tensor], *rest: Any, **options: Any
+    ) -> torch.Tensor:
         enough(images[0])
-        return render(self, images, *rest)
+        return render(self, images, *rest, **options)
 
     def small_focus(self: JointModel, image: torch.Tensor, *rest: Any) -> object:
         enough(image)
