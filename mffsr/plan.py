@@ -14,7 +14,7 @@ from mffsr.device import Runtime, resident_memory
 from mffsr.errors import DeviceError, UsageError
 from mffsr.model import JointModel
 from mffsr.model.blocks import Region
-from mffsr.render import SOFT_REACH
+from mffsr.model.joint import SOFT_REACH
 from mffsr.tiles import tiles
 
 __all__ = ["LARGEST_TILE", "SMALLEST_TILE", "Plan", "memory_of", "plan_tiles", "rough_seconds"]
@@ -72,7 +72,7 @@ def plan_tiles(
 
     def side(cost: _Cost, size: int) -> int:
         while size > SMALLEST_TILE and cost.tile(size, shape) > budget:
-            size //= 2
+            size = max(SMALLEST_TILE, size // 2)
         if cost.tile(size, shape) > budget:
             raise DeviceError(
                 f"{max(0, runtime.memory) >> 20} MB of memory do not suffice for photos of this size\n"

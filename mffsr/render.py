@@ -17,13 +17,13 @@ from mffsr.errors import MffsrError
 from mffsr.focus_map import Labels
 from mffsr.frames import Frame, row_blocks
 from mffsr.model import JointModel
-from mffsr.model.joint import DECODER_REACH, soft_transition
+from mffsr.model.blocks import scaled
+from mffsr.model.joint import DECODER_REACH, SOFT_REACH, soft_transition
 from mffsr.photo import Pixels
 from mffsr.tiles import Span, Tile, tiles
 
-__all__ = ["SOFT_REACH", "Rendered", "enlarge_plane", "render"]
+__all__ = ["Rendered", "enlarge_plane", "render"]
 
-SOFT_REACH = 2  # of `soft_transition`
 BORDER = 8  # source pixels mirrored beyond the edge: zeros there would shade the rim of an even picture
 
 
@@ -63,8 +63,7 @@ def render(
         sources = _needed(labels, part) if gate else list(range(len(frames)))
         run += len(sources)
         core = _render_tile(model, [frames[i] for i in sources], sources, labels, part, runtime, gate=gate)
-        rows, columns = (slice(s.start * scale, s.stop * scale) for s in part.core)
-        out[rows, columns] = _to_pixels(core, dtype, channels)
+        out[scaled(part.core, scale)] = _to_pixels(core, dtype, channels)
         progress(done, len(plan))
     return Rendered(out, run, len(plan) * len(frames))
 

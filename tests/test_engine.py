@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import cv2
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ from conftest import bracket, textured, tiny_model, undecided
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mffsr.checkpoint import assemble
 from mffsr.engine import Events, Plan, fuse_bracket, plan_tiles
 from mffsr.errors import BracketError, DeviceError, MffsrError, UsageError
 from mffsr.focus_map import decide_focus, preview
+from mffsr.model import FAPN, FapnConfig
 from mffsr.photo import Photo
 from mffsr.plan import SOURCES, rough_seconds
 from mffsr.regions import fill_holes, settle_undecided, undecided_regions
@@ -271,6 +275,18 @@ def test_tiles_are_chosen_from_the_memory(cpu):
         plan_tiles(replace(cpu, memory=1 << 20), model, (4000, 6000, 3), None, 16)
     with pytest.raises(UsageError, match="at least 64"):
         plan_tiles(cpu, model, (400, 600, 3), 32, 8)
+
+
+def test_no_tile_chosen_from_the_memory_is_below_the_smallest(cpu):
+    from dataclasses import replace
+
+    model, sides = assemble(FAPN(FapnConfig()), None), set()  # of the true reach
+    for memory in range(200, 2000):  # MB
+        with contextlib.suppress(DeviceError):
+            plan = plan_tiles(replace(cpu, memory=memory << 20), model, (1000, 1000, 3), None, 8)
+            sides |= {plan.focus, plan.render}
+    assert min(sides) == 64
+    assert 96 in sides  # which halved would be 48
 
 
 def test_holes_and_islands_are_filled():

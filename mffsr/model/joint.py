@@ -19,8 +19,9 @@ from mffsr.model.blocks import Region, crop, scaled, widened
 from mffsr.model.fapn import FAPN, FapnConfig, FocusMaps
 from mffsr.model.srn import SRN, Decoder, SourceFeatures, SrnConfig
 
-__all__ = ["DECODER_REACH", "FN", "JointModel", "decide", "soft_transition"]
+__all__ = ["DECODER_REACH", "FN", "SOFT_REACH", "JointModel", "decide", "soft_transition"]
 
+SOFT_REACH = 2  # of `soft_transition`, in low-resolution pixels
 DECODER_REACH = 2  # of Resize and D2, in low-resolution pixels, rounded up
 
 
@@ -32,7 +33,7 @@ def decide(maps: FocusMaps) -> Tensor:
 def soft_transition(masks: Tensor) -> Tensor:
     """Soften binary masks (B, n, h, w) over two pixels, so that Resize makes no stairs; sums are kept.
 
-    A binomial 5×5 filter (two passes of 1-2-1 in each direction); its reach is 2 pixels.
+    A binomial 5×5 filter (two passes of 1-2-1 in each direction); its reach is `SOFT_REACH`.
     """
     x = F.pad(masks, (2, 2, 2, 2), mode="replicate")
     for _ in range(2):
