@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_fapn, tiny_fn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mffsr.model import FAPN, FN, FapnConfig, SrnConfig, blocks, enlarge
+from mffsr.model import FAPN, FN, FapnConfig, SrnConfig, blocks, enlarge, onednn
 from mffsr.model.blocks import (
     Stack,
     box_mean,
@@ -18,6 +18,7 @@ from mffsr.model.blocks import (
     merge_windows,
     windows,
 )
+from mffsr.model.dense import DenseResidualBlock
 from mffsr.model.fapn import FR
 from mffsr.model.joint import decide, soft_transition
 from mffsr.model.srn import SRN
@@ -248,16 +249,40 @@ def test_a_stack_takes_an_activation_with_its_convolution():
 
 
 def test_convolutions_by_parts_keep_to_types_that_the_processor_has(monkeypatch):
-    monkeypatch.setattr(blocks, "FUSED", True)
-    monkeypatch.setattr(blocks, "FUSED_TYPES", (torch.float32,))
+    monkeypatch.setattr(onednn, "PRESENT", True)
+    monkeypatch.setattr(onednn, "TYPES", (torch.float32,))
     asked = []
-    monkeypatch.setattr(blocks, "_convolve_by_parts", lambda _, parts, dtype, *rest: asked.append(dtype))
+    monkeypatch.setattr(blocks, "sum_of_convolutions", lambda terms, *rest: asked.append(terms[0][0].dtype))
     layer, x = conv(3, 4), noise(9, 11)
     with torch.no_grad():
         convolve(layer, x)
         with torch.autocast("cpu", torch.bfloat16):
             assert convolve(layer, x).dtype == torch.bfloat16
     assert asked == [torch.float32]
+
+
+@pytest.mark.skipif(not onednn.PRESENT, reason="this PyTorch has no such operators")
+@pytest.mark.parametrize("widths", [(16,), (16, 8)])
+def test_a_dense_block_by_parts_has_the_gradients_of_autograd(widths, monkeypatch):
+    torch.manual_seed(6)
+    block = DenseResidualBlock(sum(widths), 16, 12)
+    given = [torch.randn(2, n, 48, 40, requires_grad=True) for n in (16, *widths)]
+    target = torch.randn(2, 16, 48, 40)
+
+    def gradients(autocast):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            onto, *parts = (x.bfloat16() for x in given) if autocast else given
+            out = block(*parts, onto=onto)
+        wanted = (*given, *block.parameters())
+        return [out.detach(), *torch.autograd.grad((out.float() * target).sum(), wanted)]
+
+    by_parts, rounded = gradients(False), gradients(True)
+    monkeypatch.setattr(onednn, "PRESENT", False)
+    whole, roughly = gradients(False), gradients(True)
+    for found, expected, rough, expected_rough in zip(by_parts, whole, rounded, roughly, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+        error, usual = ((x - expected).square().mean().sqrt() for x in (rough, expected_rough))
+        assert error <= 2 * usual
 
 
 def test_concatenation_keeps_channels_last_and_order():

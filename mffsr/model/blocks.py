@@ -7,17 +7,15 @@ known radius only, and never on the size of the image. That is what makes tiling
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mffsr.model.onednn import sum_of_convolutions, usable, working_type
+
 __all__ = [
-    "DenseResidualBlock",
     "Region",
     "Stack",
     "box_mean",
@@ -36,16 +34,6 @@ __all__ = [
 Region = tuple[slice, slice]  # rows and columns of an image
 
 LEAK = 0.2  # LeakyReLU slope of the authors
-FUSED = (  # this PyTorch operator is undocumented; where it is missing, plain convolutions run
-    torch.backends.mkldnn.is_available()
-    and platform.machine() in ("x86_64", "AMD64")
-    and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-)
-FUSED_TYPES = (  # oneDNN itself refuses bfloat16 on processors without AVX-512 or AVX-NE-CONVERT
-    (torch.float32, torch.bfloat16)
-    if FUSED and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    else (torch.float32,)
-)
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
@@ -61,55 +49,17 @@ def convolve(
     `onto` (B, out, h, w) is added to it; then, where a `slope` is given, comes LeakyReLU (0: ReLU).
     """
     leaky_sum = bool(slope) and (len(parts) > 1 or onto is not None)  # which oneDNN does not know
-    if _by_parts(parts[0]) and not leaky_sum:
-        return _convolve_by_parts(layer, parts, _working_type(parts[0]), slope, onto)
+    if usable(parts[0]) and not torch.is_grad_enabled() and not leaky_sum:
+        dtype = working_type(parts[0])
+        weights = layer.weight.to(dtype).split([part.shape[1] for part in parts], 1)
+        terms = [(part.to(dtype), weight) for part, weight in zip(parts, weights, strict=True)]
+        bias, onto = (None if x is None else x.to(dtype) for x in (layer.bias, onto))
+        return sum_of_convolutions(terms, bias, onto, slope)
     out: Tensor = layer(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
     out = out if onto is None else out + onto
     if slope is None:
         return out
     return F.leaky_relu(out, slope) if slope else F.relu(out)
-
-
-def _working_type(x: Tensor) -> torch.dtype:
-    """Return the type in which a CPU convolves `x`."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-
-
-def _by_parts(x: Tensor) -> bool:
-    """Return whether oneDNN may convolve the parts beside `x` one by one: on a CPU, without gradients.
-
-    It adds up their convolutions, instead of one convolution of the parts copied side by side.
-    """
-    if not FUSED or x.device.type != "cpu" or torch.is_grad_enabled():
-        return False
-    return _working_type(x) in FUSED_TYPES
-
-
-def _convolve_by_parts(
-    layer: nn.Conv2d, parts: Sequence[Tensor], dtype: torch.dtype, slope: float | None, onto: Tensor | None
-) -> Tensor:
-    """Do what `convolve` does by oneDNN, which adds up in place and takes the activation with the last part.
-
-    To copy parts side by side would take as long as a dense block's convolutions, and activations of their
-    own a fifth of FAPN's time. The result differs in its rounding alone.
-    """
-    onednn = torch.ops.mkldnn
-    geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
-    bias = None if layer.bias is None else layer.bias.to(dtype)
-    weights = layer.weight.to(dtype).split([part.shape[1] for part in parts], 1)
-    total: Any = None
-    for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-        kind = None if slope is None or i < len(parts) - 1 else "leaky_relu" if slope else "relu"
-        unary = (kind, [slope] if slope else [], "")
-        x, given = part.to(dtype), (weight.contiguous(memory_format=torch.channels_last), bias, *geometry)
-        if total is not None:
-            total = onednn._convolution_pointwise_.binary(total, x, *given, "add", 1.0, *unary)
-        elif onto is not None:
-            total = onednn._convolution_pointwise.binary(x, onto.to(dtype), *given, "add", 1.0, *unary)
-        else:
-            total = onednn._convolution_pointwise(x, *given, kind or "none", *unary[1:])
-        bias = None  # added once
-    return total
 
 
 class Stack(nn.Sequential):
@@ -222,23 +172,3 @@ def merge_windows(x: Tensor, height: int, width: int) -> Tensor:
     """Undo `windows`: (B, C, rows, columns, size, size) → (B, C, height, width)."""
     batch, channels, rows, columns, size, _ = x.shape
     return x.transpose(3, 4).reshape(batch, channels, rows * size, columns * size)[:, :, :height, :width]
-
-
-class DenseResidualBlock(nn.Module):
-    """Three densely connected 3×3 convolutions with ReLU, fused by a 1×1 convolution.
-
-    Takes what it works on in any number of parts, `inputs` channels together, and returns its residual added
-    to `onto`, both (B, features, h, w).
-    """
-
-    def __init__(self, inputs: int, features: int, growth: int, layers: int = 3) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(conv(inputs + i * growth, growth) for i in range(layers))
-        self.fuse = conv(inputs + layers * growth, features, 1)
-
-    def forward(self, *parts: Tensor, onto: Tensor) -> Tensor:
-        for layer in self.layers:
-            parts = (*parts, convolve(layer, *parts, slope=0.0))  # type: ignore[arg-type] # a list of modules
-            if not _by_parts(parts[0]):
-                parts = (torch.cat(parts, 1),)
-        return convolve(self.fuse, *parts, onto=onto)

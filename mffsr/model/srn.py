@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from mffsr.limits import SCALES
 from mffsr.model.blocks import (
     LEAK,
-    DenseResidualBlock,
     Region,
     Stack,
     concatenate,
@@ -33,6 +32,7 @@ from mffsr.model.blocks import (
     scaled,
     widened,
 )
+from mffsr.model.dense import DenseResidualBlock
 
 __all__ = ["SCALES", "SRN", "Decoder", "SourceFeatures", "SrnConfig", "enlarge"]
 

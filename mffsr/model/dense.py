@@ -1,0 +1,112 @@
+"""The dense residual block of SRN, with a backward pass of its own for training on a CPU.
+
+PyTorch copies what a dense layer convolves side by side, and its gradient apart again: on a CPU that takes as
+long as the convolutions. Here both passes go part by part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mffsr.model.blocks import conv, convolve
+from mffsr.model.onednn import sum_of_convolutions, usable, working_type
+
+__all__ = ["DenseResidualBlock"]
+
+
+class DenseResidualBlock(nn.Module):
+    """Three densely connected 3×3 convolutions with ReLU, fused by a 1×1 convolution.
+
+    Takes what it works on in any number of parts, `inputs` channels together, and returns its residual added
+    to `onto`, both (B, features, h, w).
+    """
+
+    def __init__(self, inputs: int, features: int, growth: int, layers: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(conv(inputs + i * growth, growth) for i in range(layers))
+        self.fuse = conv(inputs + layers * growth, features, 1)
+
+    def forward(self, *parts: Tensor, onto: Tensor) -> Tensor:
+        by_parts = usable(onto)
+        if by_parts and torch.is_grad_enabled():
+            out: Tensor = _ByParts.apply(len(parts), onto, *parts, *self.parameters())  # type: ignore[no-untyped-call]
+            return out
+        for layer in self.layers:
+            parts = (*parts, convolve(layer, *parts, slope=0.0))  # type: ignore[arg-type] # a list of modules
+            if not by_parts:
+                parts = (torch.cat(parts, 1),)
+        return convolve(self.fuse, *parts, onto=onto)
+
+
+class _ByParts(torch.autograd.Function):
+    """The block, given the number of its parts, `onto`, the parts, and the weight and bias of each layer."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, onto: Tensor, *given: Tensor) -> Tensor:
+        dtype = working_type(onto)
+        onto, *typed = (x.to(dtype) for x in (onto, *given))
+        parts, weights, biases = typed[:count], typed[count::2], typed[count + 1 :: 2]
+        for weight, bias in zip(weights, biases, strict=True):
+            terms = _terms(parts, weight)
+            last = weight is weights[-1]
+            parts.append(sum_of_convolutions(terms, bias, onto if last else None, None if last else 0.0))
+        out = parts.pop()
+        ctx.count = count
+        ctx.save_for_backward(*parts, *weights)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        layers = (len(ctx.saved_tensors) - ctx.count + 1) // 2
+        parts, weights = ctx.saved_tensors[:-layers], ctx.saved_tensors[-layers:]
+        out = grads[0].to(parts[0].dtype).contiguous(memory_format=torch.channels_last)
+        behind = [out]  # the gradients of the layers' convolutions, the last layer's first
+        of_parts: list[Tensor] = []
+        for i in reversed(range(len(parts))):
+            where = _where(parts)[i]
+            terms = [
+                (grad, weight[:, where].flip(2, 3).transpose(0, 1))
+                for grad, weight in zip(behind, reversed(weights), strict=False)
+            ]
+            grad = sum_of_convolutions(terms)
+            if i < ctx.count:
+                of_parts.insert(0, grad)
+            else:
+                behind.append(torch.ops.aten.threshold_backward(grad, parts[i], 0))
+        of_layers: list[Tensor] = []
+        for weight, grad in zip(weights, reversed(behind), strict=True):
+            of_layers += _gradients(_terms(parts, weight), grad)
+        return None, out, *of_parts, *of_layers
+
+
+def _where(parts: Sequence[Tensor]) -> list[slice]:
+    """Where each part lies among the channels of all."""
+    ends = list(accumulate(part.shape[1] for part in parts))
+    return [slice(end - part.shape[1], end) for end, part in zip(ends, parts, strict=True)]
+
+
+def _terms(parts: Sequence[Tensor], weight: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Each part with its share of `weight`, of a layer that takes the first of them side by side."""
+    where = _where(parts)
+    return [
+        (part, weight[:, own]) for part, own in zip(parts, where, strict=True) if own.start < weight.shape[1]
+    ]
+
+
+def _gradients(terms: Sequence[tuple[Tensor, Tensor]], grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of a layer's weight and bias, `grad` being that of its convolution."""
+    of_parts = []
+    for i, (x, weight) in enumerate(terms):
+        padding = [size // 2 for size in weight.shape[2:]]
+        wanted = [False, True, i == 0]  # that of x is not, that of the bias once
+        of_parts.append(
+            torch.ops.aten.convolution_backward(
+                grad, x, weight, [len(weight)], [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
+            )
+        )
+    return torch.cat([of_weight for _, of_weight, _ in of_parts], 1), of_parts[0][2]
