@@ -24,7 +24,7 @@ from mffsr.cli.console import Console, failure_text
 from mffsr.cli.fuse_job import expand, parse_memory
 from mffsr.cli.fuse_plan import _table, describe_registration
 from mffsr.cli.train import _lock
-from mffsr.errors import TrainingError, UsageError
+from mffsr.errors import PhotoError, TrainingError, UsageError
 from mffsr.photo import Photo, read_photo, write_photo
 from mffsr.photo.align import Registration
 
@@ -240,6 +240,16 @@ def test_globs_lists_and_stdin(fuse, folder):
         result = fuse(*arguments, "-o", "out.png", "-f", "-n", **options)
         assert result.returncode == 0, result.stderr
         assert "2 photos" in result.stderr
+
+
+def test_a_folder_stands_for_the_photos_that_lie_in_it(tmp_path):
+    for name in ("f10.jpg", "f2.jpg", "f2-fused-x3.jpg", "notes.txt", ".f3.jpg", "deeper/f4.jpg", "f2.nef"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in expand([str(tmp_path)])] == ["f2.nef", "f10.jpg"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PhotoError, match="no photos"):
+        expand([str(tmp_path / "empty")])
 
 
 @pytest.mark.parametrize("listed", ["@list.txt", "-"])

@@ -43,7 +43,7 @@ def fuse(
         list[str],
         typer.Argument(
             metavar="PHOTO PHOTO...",
-            help="Two or more photos of one scene: files, globs, @list.txt, or - for a list on stdin.",
+            help="Two or more photos of one scene: files, a folder, globs, @list.txt, - for a list on stdin.",
         ),
     ],
     output: Annotated[

@@ -147,9 +147,9 @@ class Job:
 
 
 def expand(arguments: list[str]) -> list[Path]:
-    """Return the files that the arguments stand for: paths, globs, @list files, - for stdin.
+    """Return the files that the arguments stand for: paths, folders, globs, @list files, - for stdin.
 
-    Given files keep their order, those of a glob are sorted naturally (2 before 10).
+    Given files keep their order, those of a folder or glob are sorted naturally (2 before 10).
     """
     found: list[Path] = []
     for argument in arguments:
@@ -166,6 +166,10 @@ def expand(arguments: list[str]) -> list[Path]:
             if not matches:
                 raise PhotoError(f"{argument}: no photo matches")
             found += [Path(match) for match in matches]
+        elif os.path.isdir(argument):
+            from mffsr.photo.brackets import photos_in
+
+            found += photos_in(Path(argument))
         else:
             found.append(Path(argument))
     return found

@@ -30,7 +30,7 @@ from ._sniff import RAW_SUFFIXES
 from .capture import SUFFIXES, Capture, read_capture, similarity, thumbnail
 from .images import MAX_PIXELS, read_header
 
-__all__ = ["GROUPINGS", "Bracket", "Found", "find_brackets"]
+__all__ = ["GROUPINGS", "Bracket", "Found", "find_brackets", "photos_in"]
 
 GROUPINGS = ("auto", "folder", "time", "none")
 LONGEST_GAP = 30.0  # s, beside the exposure: rails and flashes take 10 to 20 s a frame
@@ -91,6 +91,19 @@ def find_brackets(
         else:
             found.left_out += [(photo, "the only photo of its folder") for photo in photos]
     return found
+
+
+def photos_in(folder: Path) -> list[Path]:
+    """List the photos that lie in a folder itself, in natural order, but for those `find_brackets` passes over.
+
+    Raises PhotoError for a folder that cannot be read or holds none.
+    """
+    found = Found()
+    walked = _walk(folder, set(), found, deep=False)
+    photos = [path for _, files in walked for path in _prefer_raw(files, found)]
+    if not photos:
+        raise PhotoError(f"{folder}: no photos lie in this folder\nfor a folder of brackets, see mffsr batch")
+    return photos
 
 
 def _walk(folder: Path, seen: set[str], found: Found, *, deep: bool) -> Iterator[tuple[Path, list[Path]]]:
