@@ -94,7 +94,7 @@ def find_brackets(
 
 
 def photos_in(folder: Path) -> list[Path]:
-    """List the photos that lie in a folder itself, in natural order, but for those `find_brackets` passes over.
+    """List the photos in a folder itself, in natural order, but for those that `find_brackets` passes over.
 
     Raises PhotoError for a folder that cannot be read or holds none.
     """
