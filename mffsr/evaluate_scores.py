@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mffsr.errors import MffsrError, UsageError
 from mffsr.evaluate_files import Pixels, colour, load_all
-from mffsr.metrics import FusionMetrics, fusion_metrics, psnr, ssim
+from mffsr.metrics import FUSION_KEYS, FusionMetrics, fusion_metrics, psnr, ssim
 
 __all__ = [
     "Evaluation",
@@ -42,7 +42,7 @@ DIED = "a worker process died, probably for lack of memory\nuse --jobs 1"
 RESAMPLES = 2000  # of the bootstrap
 LIKENESS = ("psnr_y", "ssim_y")
 ORDER = (
-    *("Q_MI", "Q_NICE", "Q_G", "Q_P", "Q_S", "Q_Y"),
+    *FUSION_KEYS,
     *LIKENESS,
     *("label_accuracy", "boundary_accuracy"),
     *(f"{prefix}_{key}" for prefix in ("ceiling", "sr", "bicubic") for key in LIKENESS),
@@ -204,7 +204,7 @@ def scores(jobs: int, total: int, progress: Progress) -> Iterator[Scores]:
 
 
 def measure(sources: Sequence[Path], fused: Path) -> FusionMetrics:
-    """Return the six metrics of any fused image, per channel and as their mean.
+    """Return the fusion metrics of any fused image, per channel and as their mean.
 
     All files are read as 8 bits a channel, alpha left out. Raises UsageError for fewer than two sources,
     PhotoError, BracketError for sizes that differ, MffsrError for images smaller than 11×11.
@@ -219,7 +219,7 @@ def measure(sources: Sequence[Path], fused: Path) -> FusionMetrics:
 
 
 def fusion_scores(originals: Sequence[Pixels], fused: Pixels) -> dict[str, float]:
-    """Return the six metrics, each the mean over the channels. Raises ValueError as `fusion_metrics`."""
+    """Return the fusion metrics, each the mean over the channels. Raises ValueError as `fusion_metrics`."""
     if originals[0].shape[2] != fused.shape[2]:
         originals, fused = [colour(image) for image in originals], colour(fused)
     return fusion_metrics([_squeezed(image) for image in originals], _squeezed(fused))["mean"]

@@ -130,5 +130,5 @@ TABLE_VI: tuple[PaperRow, ...] = (
 
 
 def paper_rows(scale: int) -> tuple[str, tuple[PaperRow, ...]]:
-    """Return the name and the rows of the table that holds the paper's means at `scale`, 1…4."""
-    return ("Table VI", TABLE_VI) if scale == 1 else ("Table I", TABLE_I[scale])
+    """Return the name and the rows of the table that holds the paper's means at `scale`; no rows if none."""
+    return ("Table VI", TABLE_VI) if scale == 1 else ("Table I", TABLE_I.get(scale, ()))

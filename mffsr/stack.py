@@ -21,7 +21,14 @@ from mffsr.errors import BracketError, UsageError
 from mffsr.events import Events
 from mffsr.frames import Frame, FrameStore
 from mffsr.photo import Photo, Pixels, read_photo, with_depth
-from mffsr.photo.align import ForeignFrameError, Registration, common_field, register_bracket, warp
+from mffsr.photo.align import (
+    MODELS,
+    ForeignFrameError,
+    Registration,
+    common_field,
+    register_bracket,
+    warp,
+)
 
 __all__ = [
     "Source",
@@ -39,7 +46,6 @@ Source = str | os.PathLike[str] | Photo | NDArray[np.uint8] | NDArray[np.uint16]
 
 KEPT_BORDER = 3.0  # pixels at the border that registration may leave to be replicated instead of cut off
 BREATHING = 0.002  # differences of scale below this do not tell which end of the bracket is near
-MODELS = ("similarity", "affine", "homography")
 
 
 @dataclass(kw_only=True)
@@ -177,7 +183,7 @@ def register(
     found = register_bracket(
         lambda place: stack.frames.whole(order[place]),
         len(order),
-        model=model,  # type: ignore[arg-type]
+        model=model,
         names=[stack.name(index) for index in order],
         on_bad=drop if on_bad_frame == "drop" else None,
         progress=lambda done, total: events.progress("align", done, total),

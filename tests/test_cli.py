@@ -21,12 +21,12 @@ from typer.testing import CliRunner
 
 from mffsr.cli.app import app
 from mffsr.cli.console import Console, failure_text
-from mffsr.cli.fuse_job import expand, parse_memory
+from mffsr.cli.fuse_job import Motion, expand, parse_memory
 from mffsr.cli.fuse_plan import _table, describe_registration
 from mffsr.cli.train import _lock
 from mffsr.errors import PhotoError, TrainingError, UsageError
 from mffsr.photo import Photo, read_photo, write_photo
-from mffsr.photo.align import Registration
+from mffsr.photo.align import MODELS, Registration
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "100"}
 
@@ -252,6 +252,18 @@ def test_a_folder_stands_for_the_photos_that_lie_in_it(tmp_path):
         expand([str(tmp_path / "empty")])
 
 
+def test_the_result_of_last_time_is_no_photo_of_its_folder(quick, folder):
+    assert quick("a.jpg", "b.jpg", "-o", "out.png", "-s", 1).exit_code == 0
+    before = (folder / "out.png").read_bytes()
+    again = quick(".", "-o", "out.png", "-s", 1, "-f", "--json")
+    assert again.exit_code == 0, again.stderr
+    assert [Path(frame["path"]).name for frame in json.loads(again.stdout)["frames"]] == ["a.jpg", "b.jpg"]
+    assert (folder / "out.png").read_bytes() == before
+    refused = quick(".", "-o", "b.jpg", "-f")  # but a photo stays one
+    assert refused.exit_code == 2
+    assert "b.jpg: is one of the inputs" in refused.stderr
+
+
 @pytest.mark.parametrize("listed", ["@list.txt", "-"])
 def test_lists_are_bytes_and_only_line_feeds_end_a_line(tmp_path, monkeypatch, listed):
     names = [b"caf\xe9.jpg", "é.jpg".encode(), "a\u2028b\x0bc.jpg".encode(), b"d e.jpg"]
@@ -362,6 +374,10 @@ def test_bad_input_is_refused_by_name_and_nothing_is_written(fuse, folder, argum
     before = {p.name: p.lstat().st_mtime_ns for p in folder.iterdir()}
     check_refusal(fuse(*arguments), code, *words)
     assert {p.name: p.lstat().st_mtime_ns for p in folder.iterdir()} == before
+
+
+def test_every_motion_is_offered():
+    assert [motion.value for motion in Motion] == list(MODELS)
 
 
 @pytest.mark.parametrize("scale", ["0", "5", "x"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import mffsr
+from mffsr.limits import SCALES
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(mffsr.__file__).parent
@@ -28,7 +29,8 @@ def test_the_options_of_the_readme_are_those_of_the_program():
     tables = option_tables()
     assert tables.filled(text) == text, "run: python docs/options.py"
     assert len(tables.SECTION.findall(text)) == 2
-    assert "| `-s`, `--scale` 1-4 | Enlargement; 1 = fusion alone | `2` |" in text
+    scales = r"\|".join(map(str, (1, *SCALES)))
+    assert f"| `-s`, `--scale` {scales} | Enlargement; 1 = fusion alone | `2` |" in text
     assert text.count("`--report` PAGE.html") == 1, "options of fuse are not told again for batch"
 
 

@@ -86,7 +86,7 @@ def test_agrees_with_the_reference_toolbox(scene: str) -> None:
     for entry in entries:
         a, b, fused = (read_rgb(folder / entry[name]) for name in "ABF")
         got = fusion_metrics([a, b], fused)
-        for key in METRICS:
+        for key in METRICS.keys() & entry.keys():  # a new metric may have no value there
             assert got["per_channel"][key] == pytest.approx(entry[key], abs=TOLERANCE[key]), (entry["F"], key)
             assert got["mean"][key] == pytest.approx(np.mean(entry[key]), abs=TOLERANCE[key])
 
@@ -318,7 +318,7 @@ def test_unknown_variant_of_q_g() -> None:
         q_g(*bracket(), variant="other")  # type: ignore[arg-type]
 
 
-# All six at once ------------------------------------------------------------------------------------------
+# All at once ----------------------------------------------------------------------------------------------
 
 
 def colour_bracket() -> list[Image]:
@@ -342,7 +342,7 @@ def test_fusion_metrics_holds_every_metric_of_every_channel() -> None:
 def test_fusion_metrics_of_grey_and_sixteen_bit_images() -> None:
     near, far, fused = bracket()
     grey = fusion_metrics([near, far], fused)
-    assert [len(values) for values in grey["per_channel"].values()] == [1] * 6
+    assert [len(values) for values in grey["per_channel"].values()] == [1] * len(METRICS)
     assert fusion_metrics([near.astype(np.uint16) * 257, far], fused) == grey
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from conftest import tiny_fapn, tiny_fn
@@ -21,7 +23,7 @@ from mffsr.model.blocks import (
 from mffsr.model.dense import DenseResidualBlock
 from mffsr.model.fapn import FR
 from mffsr.model.joint import decide, soft_transition
-from mffsr.model.srn import SRN
+from mffsr.model.srn import SCALES, SRN, STEPS
 
 
 def noise(height, width, batch=1, seed=0):
@@ -304,3 +306,8 @@ def test_the_folded_batch_norm_is_the_batch_norm():
         feature = torch.cat((torch.randn_like(local), glob), 1)
         expected = block.norm(torch.sigmoid(torch.relu(block.conv(feature)))) + local
         torch.testing.assert_close(block(feature, local, glob), torch.cat((expected, glob), 1))
+
+
+def test_every_scale_has_its_steps():
+    assert set(STEPS) == set(SCALES)
+    assert all(math.prod(steps) == scale for scale, steps in STEPS.items())

@@ -24,9 +24,11 @@ from mffsr.photo import (
     check_target,
     read_photo,
     supported_depth,
+    write,
     write_photo,
 )
 from mffsr.photo._ifd import Value, build_exif, parse_exif
+from mffsr.photo._sniff import sniff
 
 
 def names(folder: Path) -> set[str]:
@@ -197,3 +199,20 @@ def test_threads_leave_the_warning_filters_as_they_were(tmp_path: Path) -> None:
 
 def test_extensions_are_those_promised() -> None:
     assert OUTPUT_EXTENSIONS == (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp")
+
+
+@pytest.mark.parametrize("suffix", OUTPUT_EXTENSIONS)
+def test_each_extension_writes_its_own_format(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix}"
+    write_photo(full_photo(), path)
+    with path.open("rb") as stream:
+        assert sniff(stream, path) == write._format(path).name
+
+
+def test_a_format_without_an_encoder_is_not_written_as_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(write._FORMATS, ".new", write._TIFF._replace(name="NEW"))
+    with pytest.raises(PhotoError, match="nothing writes NEW yet"):
+        write_photo(full_photo(), tmp_path / "x.new")
+    assert names(tmp_path) == set()

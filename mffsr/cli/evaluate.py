@@ -1,4 +1,4 @@
-"""`mffsr eval`: the six metrics of any fused image, the paper's protocol and tables, synthetic brackets."""
+"""`mffsr eval`: the metrics of any fused image, the paper's protocol and tables, synthetic brackets."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def evaluate(
         typer.Option(
             "-s",
             "--scale",
-            min=1,
-            max=max(SCALES),
+            metavar="|".join(map(str, (1, *SCALES))),
+            callback=opt.one_of(1, *SCALES),
             help="Enlargement; 1 = fusion alone.  [2; 1 for the results of --fused]",
         ),
     ] = None,

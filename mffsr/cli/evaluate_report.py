@@ -8,20 +8,13 @@ from typing import Any
 
 from mffsr.cli.evaluate_tables import Line, Sheet
 from mffsr.evaluate_scores import Evaluation, finite
-from mffsr.metrics import FusionMetrics
-from mffsr.paper_tables import (
-    CITATION,
-    COLUMNS,
-    LYTRO_PAIRS,
-    TABLE_II,
-    TABLE_III,
-    TABLE_IV,
-    PaperRow,
-    paper_rows,
-)
+from mffsr.metrics import FUSION_KEYS, FusionMetrics
+from mffsr.paper_tables import CITATION, LYTRO_PAIRS, TABLE_II, TABLE_III, TABLE_IV, PaperRow, paper_rows
+from mffsr.paper_tables import COLUMNS as PAPERS
 
 __all__ = ["Report", "channels_report", "pairs_report", "truth_report"]
 
+COLUMNS = (*PAPERS, *(key for key in FUSION_KEYS if key not in PAPERS))  # the paper's, then what it lacks
 SYNTHETIC = (
     "psnr_y",
     "ssim_y",
@@ -94,9 +87,11 @@ def pairs_report(
     lines = [_own(other.method, other.mean) for other in found] + _printed(rows)
     if ablated and scale == 2:
         table, lines = f"{table} and Table IV", lines + _printed(TABLE_IV)
-    notes = [f"paper: {table} of {CITATION}"]
+    notes = [f"paper: {table} of {CITATION}"] if rows else []
     images = found[0].rows
-    if len(images) != LYTRO_PAIRS or not all(row.name.casefold().startswith("lytro") for row in images):
+    if not rows:
+        notes.append(f"the paper has no table at ×{scale}")
+    elif len(images) != LYTRO_PAIRS or not all(row.name.casefold().startswith("lytro") for row in images):
         notes.append(
             f"the paper's means are over the {LYTRO_PAIRS} pairs of Lytro: not comparable with these"
         )

@@ -97,7 +97,7 @@ def fuse(
     console = Console(quiet=quiet, as_json=as_json)
     with exit_codes(console, debug=debug):
         started = time.perf_counter()
-        paths = expand(photos)
+        paths = expand(photos, output)
         existing = OnExists.overwrite if force else on_exists
         job = prepare(
             paths,

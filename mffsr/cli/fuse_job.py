@@ -146,10 +146,11 @@ class Job:
         return Lazy(self.photos, read_one)
 
 
-def expand(arguments: list[str]) -> list[Path]:
+def expand(arguments: list[str], output: Path | None = None) -> list[Path]:
     """Return the files that the arguments stand for: paths, folders, globs, @list files, - for stdin.
 
-    Given files keep their order, those of a folder or glob are sorted naturally (2 before 10).
+    Given files keep their order, those of a folder or glob are sorted naturally (2 before 10). The
+    `output` of the command is no photo of a folder if it is a result that lies there from the last time.
     """
     found: list[Path] = []
     for argument in arguments:
@@ -167,9 +168,11 @@ def expand(arguments: list[str]) -> list[Path]:
                 raise PhotoError(f"{argument}: no photo matches")
             found += [Path(match) for match in matches]
         elif os.path.isdir(argument):
+            from mffsr.photo import is_result
             from mffsr.photo.brackets import photos_in
 
-            found += photos_in(Path(argument))
+            own = {os.path.realpath(output)} if output is not None and is_result(output) else set()
+            found += photos_in(Path(argument), own)
         else:
             found.append(Path(argument))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -31,7 +32,20 @@ __all__ = [
     "Scale",
     "Tile",
     "Weights",
+    "one_of",
 ]
+
+
+def one_of(*allowed: int) -> Callable[[int | None], int | None]:
+    """Return a check of a number that may be left out; the check raises typer.BadParameter."""
+
+    def check(value: int | None) -> int | None:
+        if value is not None and value not in allowed:
+            raise typer.BadParameter(f"{value} is not one of {', '.join(map(str, allowed))}.")
+        return value
+
+    return check
+
 
 # What is fused, and how
 Scale: TypeAlias = Annotated[
@@ -39,15 +53,15 @@ Scale: TypeAlias = Annotated[
     typer.Option(
         "-s",
         "--scale",
-        min=1,
-        max=max(SCALES),
-        metavar=f"1-{max(SCALES)}",
+        metavar="|".join(map(str, (1, *SCALES))),
+        callback=one_of(1, *SCALES),
         help="Enlargement; 1 = fusion alone.",
     ),
 ]
 Align: TypeAlias = Annotated[bool, typer.Option("--align/--no-align", help="Register the photos first.")]
 Model: TypeAlias = Annotated[
-    fuse_job.Motion, typer.Option(help="How frames may move: similarity = shift, rotation and scale.")
+    fuse_job.Motion,
+    typer.Option(help="Motion between frames: similarity = shift, rotation and scale."),
 ]
 Crop: TypeAlias = Annotated[
     bool,

@@ -61,7 +61,14 @@ def train(
     data: Annotated[Path, typer.Option(help="Folder of sharp photographs.")],
     out: Annotated[Path, typer.Option(help="Run folder: weights, resumable state, log.")],
     scale: Annotated[
-        int, typer.Option("-s", "--scale", min=min(SCALES), max=max(SCALES), help="Enlargement to train.")
+        int,
+        typer.Option(
+            "-s",
+            "--scale",
+            metavar="|".join(map(str, SCALES)),
+            callback=opt.one_of(*SCALES),
+            help="Enlargement to train.",
+        ),
     ] = 2,
     degradation: Annotated[Kind, typer.Option(help="How photos are reduced.")] = Kind.photo,
     validation: Annotated[

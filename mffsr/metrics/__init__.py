@@ -22,22 +22,34 @@ from mffsr.metrics.q_s import q_s
 from mffsr.metrics.q_y import q_y
 from mffsr.metrics.ssim import ssim
 
-__all__ = ["FusionMetrics", "fusion_metrics", "psnr", "q_g", "q_mi", "q_nice", "q_p", "q_s", "q_y", "ssim"]
+__all__ = [
+    "FUSION_KEYS",
+    "FusionMetrics",
+    "fusion_metrics",
+    "psnr",
+    "q_g",
+    "q_mi",
+    "q_nice",
+    "q_p",
+    "q_s",
+    "q_y",
+    "ssim",
+]
 
 # Q_P is not here: fusion_metrics computes its features once per image, not once per pair.
 _PAIR_METRICS = {"Q_MI": q_mi, "Q_NICE": q_nice, "Q_G": q_g, "Q_S": q_s, "Q_Y": q_y}
-_KEYS = ("Q_MI", "Q_NICE", "Q_G", "Q_P", "Q_S", "Q_Y")
+FUSION_KEYS = ("Q_MI", "Q_NICE", "Q_G", "Q_P", "Q_S", "Q_Y")  # in the order of JSON and CSV
 
 
 class FusionMetrics(TypedDict):
-    """The six metrics of one fused image, ready for JSON. Keys: Q_MI, Q_NICE, Q_G, Q_P, Q_S, Q_Y."""
+    """The metrics of one fused image, ready for JSON, by FUSION_KEYS."""
 
     per_channel: dict[str, list[float]]  # [r, g, b], or one value for a grey image
     mean: dict[str, float]
 
 
 def fusion_metrics(sources: Sequence[AnyImage], fused: AnyImage) -> FusionMetrics:
-    """All six fusion metrics of a fused image, per channel and their mean over the channels.
+    """All fusion metrics of a fused image, per channel and their mean over the channels.
 
     Args:
         sources: two or more arrays (H, W) or (H, W, 3) RGB, at least 11×11, uint8 or uint16 (counted as
@@ -62,11 +74,11 @@ def fusion_metrics(sources: Sequence[AnyImage], fused: AnyImage) -> FusionMetric
     check_min_side("fusion_metrics", floats["the fused image"], MIN_SIDE)
 
     *channels_of_sources, channels_of_fused = (np.atleast_3d(image) for image in floats.values())
-    per_channel: dict[str, list[float]] = {key: [] for key in _KEYS}
+    per_channel: dict[str, list[float]] = {key: [] for key in FUSION_KEYS}
     for c in range(channels_of_fused.shape[2]):
         channels = [np.ascontiguousarray(image[:, :, c]) for image in channels_of_sources]
         values = _one_channel(channels, np.ascontiguousarray(channels_of_fused[:, :, c]))
-        for key in _KEYS:
+        for key in FUSION_KEYS:
             per_channel[key].append(values[key])
     return {
         "per_channel": per_channel,

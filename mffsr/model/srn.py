@@ -34,7 +34,9 @@ from mffsr.model.blocks import (
 )
 from mffsr.model.dense import DenseResidualBlock
 
-__all__ = ["SCALES", "SRN", "Decoder", "SourceFeatures", "SrnConfig", "enlarge"]
+__all__ = ["SCALES", "SRN", "STEPS", "Decoder", "SourceFeatures", "SrnConfig", "enlarge"]
+
+STEPS = {2: (2,), 3: (3,), 4: (2, 2)}  # by scale: the strides of the deconvolutions, one after the other
 
 
 class SourceFeatures(NamedTuple):
@@ -124,7 +126,7 @@ class SRN(nn.Module):
         # Equation (11) adds F^l to a concatenation twice as wide; a 1×1 convolution makes them fit.
         self.project = conv(width + embedded, width, 1)
         self.lift = conv_stack((width, width, width))
-        steps = (2, 2) if config.scale == 4 else (config.scale,)
+        steps = STEPS[config.scale]
         self.deconv = nn.Sequential(*(layer for step in steps for layer in _deconv(width, step)))
         self.d1 = Decoder(width + 1)
 
@@ -183,8 +185,8 @@ def _deconv(width: int, step: int) -> tuple[nn.Module, nn.Module]:
     """Return a transposed convolution by `step` with its activation.
 
     The kernel is a multiple of the stride, so that every output pixel is made of equally many inputs
-    (no checkerboard).
+    (no checkerboard): the double, or the triple where the double cannot be centred.
     """
-    kernel = 4 if step == 2 else 9
+    kernel = 2 * step if step % 2 == 0 else 3 * step
     padding = (kernel - step) // 2
     return nn.ConvTranspose2d(width, width, kernel, step, padding), nn.LeakyReLU(LEAK)

@@ -3,7 +3,7 @@
 from ._atomic import atomic_output, resolve_target
 from ._decoded import Header, Pixels
 from .images import MAX_PIXELS, Photo, check_pixels, check_registrable, read_header, read_photo, with_depth
-from .metadata import XMP_NAMESPACE, OutputMetadata, output_metadata
+from .metadata import XMP_NAMESPACE, OutputMetadata, is_result, output_metadata
 from .write import OUTPUT_EXTENSIONS, check_target, supported_depth, write_photo
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "check_pixels",
     "check_registrable",
     "check_target",
+    "is_result",
     "output_metadata",
     "read_header",
     "read_photo",

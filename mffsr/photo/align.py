@@ -33,6 +33,7 @@ from mffsr.photo._registration_solve import MODELS, Fit, Matrix, Model, displace
 from mffsr.photo.images import check_registrable
 
 __all__ = [
+    "MODELS",
     "ForeignFrameError",
     "Registration",
     "common_field",

@@ -93,13 +93,14 @@ def find_brackets(
     return found
 
 
-def photos_in(folder: Path) -> list[Path]:
+def photos_in(folder: Path, skip: frozenset[str] | set[str] = frozenset()) -> list[Path]:
     """List the photos in a folder itself, in natural order, but for those that `find_brackets` passes over.
 
-    Raises PhotoError for a folder that cannot be read or holds none.
+    `skip` are real paths of files to pass over as well. Raises PhotoError for a folder that cannot be read or
+    holds none.
     """
     found = Found()
-    walked = _walk(folder, set(), found, deep=False)
+    walked = _walk(folder, set(skip), found, deep=False)
     photos = [path for _, files in walked for path in _prefer_raw(files, found)]
     if not photos:
         raise PhotoError(f"{folder}: no photos lie in this folder\nfor a folder of brackets, see mffsr batch")

@@ -9,17 +9,18 @@ made by which program with which options (EXIF 2.32, CompositeImage; XMP, xmpMM:
 from __future__ import annotations
 
 import io
+import mmap
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from ._decoded import Warn
 from ._ifd import Exif, IfdError, Value, build_exif, parse_exif
 from .images import Photo
 
-__all__ = ["XMP_NAMESPACE", "OutputMetadata", "output_metadata"]
+__all__ = ["XMP_NAMESPACE", "OutputMetadata", "is_result", "output_metadata"]
 
 XMP_NAMESPACE = "urn:mffsr:xmp:1.0/"
 
@@ -102,6 +103,15 @@ def output_metadata(
     dpi = None if photo.dpi is None else (photo.dpi[0] * scale, photo.dpi[1] * scale)
     facts = _Facts(width, height, dpi, list(frames), software, details)
     return OutputMetadata(_exif(photo.exif, facts, tell), _xmp(photo.xmp, facts, tell), dpi)
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file is a finished photo of this program: its XMP tells. False if it cannot be read."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(XMP_NAMESPACE.encode()) >= 0
+    except (OSError, ValueError):  # ValueError: an empty file, or a NUL in the name
+        return False
 
 
 def _exif(block: bytes | None, facts: _Facts, warn: Warn) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,16 +24,30 @@ from .images import Photo
 
 __all__ = ["OUTPUT_EXTENSIONS", "check_target", "supported_depth", "write_photo"]
 
-_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WebP"}
+
+class _Format(NamedTuple):
+    """What a format can hold; `write_photo` has a case for each."""
+
+    name: str
+    depth: int  # bits per channel
+    alpha: bool
+    iptc: bool
+    largest_side: int | None = None  # pixels
+
+
+_JPEG = _Format("JPEG", depth=8, alpha=False, iptc=True, largest_side=65_500)  # libjpeg's
+_PNG = _Format("PNG", depth=16, alpha=True, iptc=False, largest_side=1_000_000)  # libpng's
+_TIFF = _Format("TIFF", depth=16, alpha=True, iptc=True)
+_WEBP = _Format("WebP", depth=8, alpha=True, iptc=False, largest_side=16_383)  # 14 bits
+_FORMATS = {".jpg": _JPEG, ".jpeg": _JPEG, ".png": _PNG, ".tif": _TIFF, ".tiff": _TIFF, ".webp": _WEBP}
 OUTPUT_EXTENSIONS = tuple(_FORMATS)
 
-_LARGEST_SIDE = {"JPEG": 65_500, "WebP": 16_383, "PNG": 1_000_000}  # libjpeg, WebP's 14 bits, libpng
 _LARGEST_EXIF = _jpeg.LARGEST_SEGMENT - len(_jpeg.EXIF_NAME)
 _LARGEST_XMP = _jpeg.LARGEST_SEGMENT - len(_jpeg.XMP_NAME)
 _LARGEST_IPTC = _jpeg.LARGEST_SEGMENT - len(_jpeg.IPTC_HEAD) - 5  # its length, and a byte to make it even
 
 
-def _format(path: Path) -> str:
+def _format(path: Path) -> _Format:
     form = _FORMATS.get(path.suffix.lower())
     if form is None:
         raise UsageError(
@@ -44,7 +59,7 @@ def _format(path: Path) -> str:
 
 def supported_depth(path: str | os.PathLike[str]) -> int:
     """Bits per channel, 8 or 16, that the format of `path` can hold; `UsageError` if it is unknown."""
-    return 16 if _format(Path(path)) in ("PNG", "TIFF") else 8
+    return _format(Path(path)).depth
 
 
 def check_target(
@@ -57,11 +72,11 @@ def check_target(
     """
     path = Path(path)
     form = _format(path)
-    limit = _LARGEST_SIDE.get(form)
+    limit = form.largest_side
     if size is not None and limit is not None and max(size) > limit:
-        other = "a PNG or TIFF" if form != "PNG" else "a TIFF"
+        other = "a PNG or TIFF" if form.name != "PNG" else "a TIFF"
         raise PhotoError(
-            f"{path}: {size[0]}×{size[1]} pixels do not fit into a {form}, "
+            f"{path}: {size[0]}×{size[1]} pixels do not fit into a {form.name}, "
             f"whose sides end at {limit}; write {other}"
         )
     resolve_target(path, overwrite=overwrite)
@@ -95,15 +110,15 @@ def write_photo(
     with atomic_output(path, overwrite=overwrite) as stream, guarded(path, doing="cannot be written"):
         icc = _usable_icc(photo, tell)
         pixels, alpha = photo.pixels, photo.alpha
-        if form in ("JPEG", "WebP"):
+        if form.depth == 8:
             pixels, alpha = to_8_bit(pixels), None if alpha is None else to_8_bit(alpha)
-        if form == "JPEG" and alpha is not None:
-            tell("JPEG holds no transparency, which is left out; write PNG, TIFF or WebP to keep it")
+        if not form.alpha and alpha is not None:
+            tell(f"{form.name} holds no transparency, which is left out; write PNG, TIFF or WebP to keep it")
             alpha = None
-        if form in ("PNG", "WebP") and photo.iptc is not None:
-            tell(f"{form} holds no IPTC data, which is left out; write JPEG or TIFF to keep it")
+        if not form.iptc and photo.iptc is not None:
+            tell(f"{form.name} holds no IPTC data, which is left out; write JPEG or TIFF to keep it")
         joined = np.ascontiguousarray(join_alpha(pixels, alpha))
-        match form:
+        match form.name:
             case "JPEG":
                 exif, xmp, iptc = _fit_jpeg(photo, tell)
                 _jpeg.encode(
@@ -115,7 +130,7 @@ def write_photo(
                 _pillow.encode_webp(stream, joined, quality=quality, icc=icc, exif=photo.exif, xmp=photo.xmp)
             case "PNG":
                 _png.encode(stream, joined, icc=icc, exif=photo.exif, xmp=photo.xmp, dpi=photo.dpi)
-            case _:
+            case "TIFF":
                 from . import _tiff
 
                 _tiff.encode(
@@ -128,6 +143,8 @@ def write_photo(
                     iptc=photo.iptc,
                     dpi=photo.dpi,
                 )
+            case _:
+                raise NotImplementedError(f"nothing writes {form.name} yet")
 
 
 def _usable_icc(photo: Photo, warn: Warn) -> bytes | None:

@@ -288,8 +288,8 @@ def validation_brackets(photos: Photos, masks: Tensor, patch: int, scale: int, i
     """Return the one bracket of two depths that is photo `index`'s: always the same, for validation.
 
     image1 and image2 are at most patch×patch, as far as the smallest photo allows, JPEG 90, blur radius 1–6
-    low-resolution pixels, hard and matte boundaries in turn; `sharp` is scale times as large. `truth` and
-    `weight` are of low resolution.
+    low-resolution pixels (at most 14 high-resolution ones), hard and matte boundaries in turn; `sharp` is
+    scale times as large. `truth` and `weight` are of low resolution.
     """
     rng = np.random.default_rng([12, index])
     outer = min(patch * scale, *(min(p.shape[1:]) // 16 * 16 - 2 * MARGIN for p in photos.images)) // (
