@@ -24,7 +24,16 @@ from mffsr.device import Runtime
 from mffsr.frames import Frame, row_blocks
 from mffsr.model import JointModel
 from mffsr.photo import Pixels
-from mffsr.regions import Labels, fill_holes, settle_undecided, undecided_regions
+from mffsr.regions import (
+    DECIDED,
+    FAINT,
+    Labels,
+    fill_holes,
+    glowing,
+    nearby,
+    settle_undecided,
+    undecided_regions,
+)
 
 __all__ = ["FocusMap", "Labels", "decide_focus", "preview"]
 
@@ -83,24 +92,32 @@ class _Details(NamedTuple):
     contrast: NDArray[np.float16]  # between the frame with most and that with least of it
     sharpest: Labels  # the frame with most detail around each pixel
     undecided: NDArray[np.bool_]  # regions that are sharp in no frame
+    around: Detail  # the most detail of all frames nearby
+    faint: NDArray[np.bool_]  # where `most` is little for that
+    glow: NDArray[np.bool_]  # where the sharpest frame shows the glow of an edge that it blurs
 
 
 def _measure(frames: Sequence[Frame], tie: Tie, seen: Seen) -> _Details:
     """Find the frame with most detail around each pixel; among nearly equal ones the one `tie` asks for."""
     most = least = detail(frames[0])
     own = most if seen is None else np.where(seen(0), most, np.float16(-1))  # of the sharpest so far
+    around = own_around = nearby(most)
     sharpest = np.zeros(most.shape, np.uint16)
     needed = np.float16({None: 1.0, "first": PREFERRED, "last": 1 / PREFERRED}[tie])
     for index in range(1, len(frames)):
         found = detail(frames[index])
         most, least = np.maximum(most, found), np.minimum(least, found)
+        near = nearby(found)
+        around = np.maximum(around, near)
         if seen is not None:
             found = np.where(seen(index), found, np.float16(-1))
         better = (found > own * needed) & (found >= 0)
         sharpest[better] = index
-        own = np.where(better, found, own)
+        own, own_around = np.where(better, found, own), np.where(better, near, own_around)
     differs = contrast(most, least)
-    return _Details(most, differs, sharpest, undecided_regions(differs))
+    faint = (most < np.float16(FAINT) * around) & (differs < DECIDED)
+    glow = glowing(own, own_around, faint, around)
+    return _Details(most, differs, sharpest, undecided_regions(differs), around, faint, glow)
 
 
 def _decide_pair(
@@ -129,7 +146,7 @@ def _decide_stack(
     """Decide between more than two frames: the sharpest by detail, then FAPN against their composite."""
     labels = details.sharpest.copy()
     if tie is None:
-        labels = settle_undecided(labels, details.contrast)
+        labels = settle_undecided(labels, details.contrast, details.glow)
     labels = fill_holes(labels)
     if seen is not None:  # which neither of the two knows of
         for index in range(len(frames)):
@@ -142,8 +159,10 @@ def _decide_stack(
     near = np.ones((detail_window(*labels.shape),) * 2, np.uint8)
     run = every = 0
     for index, frame in enumerate(frames):
-        plausible = detail(frame) >= np.float16(PLAUSIBLE) * details.most
-        where = (cv2.dilate(plausible.astype(np.uint8), near) > 0) & ~details.undecided & (labels != index)
+        own = detail(frame)
+        plausible = own >= np.float16(PLAUSIBLE) * details.most
+        where = (cv2.dilate(plausible.astype(np.uint8), near) > 0) & (labels != index)
+        where &= ~(details.undecided | glowing(own, nearby(own), details.faint, details.around))
         if seen is not None:
             where &= seen(index)
 

@@ -6,16 +6,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mffsr.compare import UNDECIDED, detail_window
+from mffsr.compare import FLOOR, UNDECIDED, Detail, detail_window
 
-__all__ = ["Labels", "fill_holes", "settle_undecided", "undecided_regions"]
+__all__ = ["Labels", "fill_holes", "glowing", "nearby", "settle_undecided", "undecided_regions"]
 
 Labels = NDArray[np.uint16]  # H×W, index of a frame
 
 UNDECIDED_WIDTH = 0.02  # of the picture's shorter side: narrower strips are borders, not regions
 DECIDED = 0.4  # contrasts from here on are a decision even beside such a region, …
 RIM = 0.03  # … up to so far from it, of the shorter side
-GLOW = 0.04  # of the picture's shorter side: how far a blurred edge shines into a region
+GLOW = 0.04  # of the picture's shorter side: how far a blurred edge shines
+FAINT = 0.2  # less than this share of the most detail so near may be nothing but such a glow, …
+SHARP = 0.8  # … in a frame with less than this share of it
 SMALLEST_REGION = 1e-3  # HF removes regions smaller than this share of the image
 
 
@@ -57,16 +59,17 @@ def _nearest(labels: Labels, unknown: NDArray[np.bool_]) -> tuple[Labels, NDArra
     return source[nearest], np.asarray(distance, np.float32)
 
 
-def settle_undecided(labels: Labels, contrast: NDArray[np.float16]) -> Labels:
+def settle_undecided(labels: Labels, contrast: NDArray[np.float16], glow: NDArray[np.bool_]) -> Labels:
     """Take each region that is sharp in no frame whole from one frame.
 
     `labels` (H×W) name the frame with most detail, `contrast` (H×W) is between that and the frame with least
     of it, 0…1. Where the contrast is small throughout, no frame stands out from any other, so that any of
     them will do: the region goes to the frame that most of its decided surroundings come from. Its rim, up to
     where the contrast is large, comes from the frames in which the nearest edges are sharpest instead: in
-    another one they are blurred, and shine. Thin strips, as between two labels, are left as they are.
+    another one they are blurred, and shine. So does all that is known to be such a `glow` (H×W). Thin strips,
+    as between two labels, are left as they are.
     """
-    undecided = undecided_regions(contrast)
+    undecided = undecided_regions(contrast) | glow
     if not undecided.any():
         return labels
     blur = detail_window(*labels.shape) // 2 + 1  # by which the detail of an edge reaches into the region
@@ -102,3 +105,23 @@ def undecided_regions(contrast: NDArray[np.float16]) -> NDArray[np.bool_]:
     """Return the regions, but not the thin strips, whose contrast is no more than noise makes."""
     radius = max(3, round(min(contrast.shape) * UNDECIDED_WIDTH / 2))
     return _grown(_depth(contrast < UNDECIDED) > radius, radius)
+
+
+def nearby(detail: Detail) -> Detail:
+    """Return the most of a photo's detail (H×W) that there is within `GLOW` of each pixel."""
+    step = max(1, detail_window(*detail.shape) // 6)  # a mean over a window is smooth: a small map will do
+    size = tuple(-(-side // step) for side in detail.shape)
+    small = cv2.resize(detail.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA)
+    reach = 2 * round(min(detail.shape) * GLOW / step) + 1
+    found = cv2.dilate(small, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)))
+    return cv2.resize(found, detail.shape[::-1], interpolation=cv2.INTER_LINEAR).astype(np.float16)
+
+
+def glowing(own: Detail, around: Detail, faint: NDArray[np.bool_], most_around: Detail) -> NDArray[np.bool_]:
+    """Return where a frame has little detail and blurs what is nearby: it may show nothing but its glow.
+
+    `own` (H×W) is its detail and `around` that nearby, `most_around` the most of any frame nearby; `faint` is
+    where no frame has much for that.
+    """
+    found: NDArray[np.bool_] = (faint | (own < FLOOR)) & (around < np.float16(SHARP) * most_around)
+    return found
