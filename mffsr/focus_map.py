@@ -25,11 +25,9 @@ from mffsr.frames import Frame, row_blocks
 from mffsr.model import JointModel
 from mffsr.photo import Pixels
 from mffsr.regions import (
-    DECIDED,
-    FAINT,
+    Glow,
     Labels,
     fill_holes,
-    glowing,
     nearby,
     settle_undecided,
     undecided_regions,
@@ -92,32 +90,27 @@ class _Details(NamedTuple):
     contrast: NDArray[np.float16]  # between the frame with most and that with least of it
     sharpest: Labels  # the frame with most detail around each pixel
     undecided: NDArray[np.bool_]  # regions that are sharp in no frame
-    around: Detail  # the most detail of all frames nearby
-    faint: NDArray[np.bool_]  # where `most` is little for that
-    glow: NDArray[np.bool_]  # where the sharpest frame shows the glow of an edge that it blurs
+    around: list[NDArray[np.float32]]  # what detail each frame has nearby
 
 
 def _measure(frames: Sequence[Frame], tie: Tie, seen: Seen) -> _Details:
     """Find the frame with most detail around each pixel; among nearly equal ones the one `tie` asks for."""
     most = least = detail(frames[0])
     own = most if seen is None else np.where(seen(0), most, np.float16(-1))  # of the sharpest so far
-    around = own_around = nearby(most)
+    around = [nearby(most)]
     sharpest = np.zeros(most.shape, np.uint16)
     needed = np.float16({None: 1.0, "first": PREFERRED, "last": 1 / PREFERRED}[tie])
     for index in range(1, len(frames)):
         found = detail(frames[index])
         most, least = np.maximum(most, found), np.minimum(least, found)
-        near = nearby(found)
-        around = np.maximum(around, near)
+        around.append(nearby(found))
         if seen is not None:
             found = np.where(seen(index), found, np.float16(-1))
         better = (found > own * needed) & (found >= 0)
         sharpest[better] = index
-        own, own_around = np.where(better, found, own), np.where(better, near, own_around)
+        own = np.where(better, found, own)
     differs = contrast(most, least)
-    faint = (most < np.float16(FAINT) * around) & (differs < DECIDED)
-    glow = glowing(own, own_around, faint, around)
-    return _Details(most, differs, sharpest, undecided_regions(differs), around, faint, glow)
+    return _Details(most, differs, sharpest, undecided_regions(differs), around)
 
 
 def _decide_pair(
@@ -145,8 +138,12 @@ def _decide_stack(
 ) -> FocusMap:
     """Decide between more than two frames: the sharpest by detail, then FAPN against their composite."""
     labels = details.sharpest.copy()
+    glow = Glow.of(details.most, details.contrast, details.around)
     if tie is None:
-        labels = settle_undecided(labels, details.contrast, details.glow)
+        shown = np.zeros(labels.shape, np.bool_)
+        for index in range(len(frames)):
+            shown |= (labels == index) & glow.shown(index, details.most)
+        labels = settle_undecided(labels, details.contrast, shown)
     labels = fill_holes(labels)
     if seen is not None:  # which neither of the two knows of
         for index in range(len(frames)):
@@ -156,13 +153,9 @@ def _decide_stack(
     composite: Pixels = np.empty(frames[0].shape, frames[0].dtype)
     for index, frame in enumerate(frames):
         _paste(composite, frame, labels == index)
-    near = np.ones((detail_window(*labels.shape),) * 2, np.uint8)
     run = every = 0
     for index, frame in enumerate(frames):
-        own = detail(frame)
-        plausible = own >= np.float16(PLAUSIBLE) * details.most
-        where = (cv2.dilate(plausible.astype(np.uint8), near) > 0) & (labels != index)
-        where &= ~(details.undecided | glowing(own, nearby(own), details.faint, details.around))
+        where = _plausible(index, detail(frame), details, glow) & (labels != index)
         if seen is not None:
             where &= seen(index)
 
@@ -179,6 +172,15 @@ def _decide_stack(
         labels[wins] = index
         _paste(composite, frame, wins)
     return FocusMap(labels, confidence, float(details.undecided.mean()), run, every)
+
+
+def _plausible(index: int, own: Detail, details: _Details, glow: Glow) -> NDArray[np.bool_]:
+    """Return where frame `index`, whose detail is its `own`, could be in focus, H×W."""
+    near = np.ones((detail_window(*own.shape),) * 2, np.uint8)
+    much = own >= np.float16(PLAUSIBLE) * details.most
+    found = cv2.dilate(much.astype(np.uint8), near) > 0
+    found &= ~(details.undecided | glow.shown(index, own))
+    return np.asarray(found, np.bool_)
 
 
 def _paste(composite: Pixels, frame: Frame, wins: NDArray[np.bool_]) -> None:

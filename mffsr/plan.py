@@ -25,7 +25,7 @@ LARGEST_FOCUS_TILE = 768  # to find focus: the wider halo's share still falls
 PROBE = 96  # side of the tile that is timed, less the halo of a network's later half
 SOURCES = 1.5  # frames that win somewhere in a tile, on average
 PROGRAM = 600 << 20  # bytes of the program itself, with its libraries, weights and what oneDNN keeps
-MAPS = 32  # bytes a source pixel of the decision, while holes are filled
+MAPS = 34  # bytes a source pixel of the decision, while holes are filled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from mffsr.compare import FLOOR, UNDECIDED, Detail, detail_window
 
-__all__ = ["Labels", "fill_holes", "glowing", "nearby", "settle_undecided", "undecided_regions"]
+__all__ = ["Glow", "Labels", "fill_holes", "nearby", "settle_undecided", "undecided_regions"]
 
 Labels = NDArray[np.uint16]  # H×W, index of a frame
 
@@ -107,21 +110,34 @@ def undecided_regions(contrast: NDArray[np.float16]) -> NDArray[np.bool_]:
     return _grown(_depth(contrast < UNDECIDED) > radius, radius)
 
 
-def nearby(detail: Detail) -> Detail:
-    """Return the most of a photo's detail (H×W) that there is within `GLOW` of each pixel."""
-    step = max(1, detail_window(*detail.shape) // 6)  # a mean over a window is smooth: a small map will do
+def nearby(detail: Detail) -> NDArray[np.float32]:
+    """Return the most of a photo's detail (H×W) within `GLOW` of each pixel, on a smaller map."""
+    step = max(1, detail_window(*detail.shape) // 6)  # a mean over a window is smooth
     size = tuple(-(-side // step) for side in detail.shape)
     small = cv2.resize(detail.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA)
     reach = 2 * round(min(detail.shape) * GLOW / step) + 1
     found = cv2.dilate(small, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)))
-    return cv2.resize(found, detail.shape[::-1], interpolation=cv2.INTER_LINEAR).astype(np.float16)
+    return np.asarray(found, np.float32)
 
 
-def glowing(own: Detail, around: Detail, faint: NDArray[np.bool_], most_around: Detail) -> NDArray[np.bool_]:
-    """Return where a frame has little detail and blurs what is nearby: it may show nothing but its glow.
+class Glow(NamedTuple):
+    """Where the frames of a bracket may show nothing but the glow of edges that they blur."""
 
-    `own` (H×W) is its detail and `around` that nearby, `most_around` the most of any frame nearby; `faint` is
-    where no frame has much for that.
-    """
-    found: NDArray[np.bool_] = (faint | (own < FLOOR)) & (around < np.float16(SHARP) * most_around)
-    return found
+    faint: NDArray[np.bool_]  # H×W: where no frame has much detail, for what there is nearby
+    blurs: NDArray[np.bool_]  # N×h×w, smaller: where each frame blurs what is nearby
+
+    @classmethod
+    def of(cls, most: Detail, contrast: NDArray[np.float16], around: Sequence[NDArray[np.float32]]) -> Glow:
+        """Find it by the `most` detail of all frames, H×W, and that `nearby` in each."""
+        of_all = np.max(around, 0)
+        here = cv2.resize(of_all, most.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        here *= FAINT
+        faint = (most < here) & (contrast < DECIDED)
+        return cls(faint, np.stack([own < SHARP * of_all for own in around]))
+
+    def shown(self, index: int, detail: Detail) -> NDArray[np.bool_]:
+        """Return where frame `index`, whose detail is given, may show glow alone, H×W."""
+        blurs = self.blurs[index].astype(np.uint8)
+        found = cv2.resize(blurs, detail.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
+        found &= self.faint | (detail < FLOOR)
+        return np.asarray(found, np.bool_)
