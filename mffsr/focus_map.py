@@ -175,10 +175,15 @@ def _decide_stack(
 
 
 def _plausible(index: int, own: Detail, details: _Details, glow: Glow) -> NDArray[np.bool_]:
-    """Return where frame `index`, whose detail is its `own`, could be in focus, H×W."""
-    near = np.ones((detail_window(*own.shape),) * 2, np.uint8)
+    """Return where frame `index`, whose detail is its `own`, could be in focus, H×W.
+
+    Near an edge of another frame detail does not tell, so there FAPN is to say; but a frame that blurs
+    greatly what is nearby has to have its detail right there.
+    """
+    window = np.ones((detail_window(*own.shape),) * 2, np.uint8)
     much = own >= np.float16(PLAUSIBLE) * details.most
-    found = cv2.dilate(much.astype(np.uint8), near) > 0
+    found = cv2.dilate(much.astype(np.uint8), window) > 0
+    found &= much | ~glow.blurred(index, greatly=True)
     found &= ~(details.undecided | glow.shown(index, own))
     return np.asarray(found, np.bool_)
 

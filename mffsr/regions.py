@@ -20,7 +20,8 @@ DECIDED = 0.4  # contrasts from here on are a decision even beside such a region
 RIM = 0.03  # … up to so far from it, of the shorter side
 GLOW = 0.04  # of the picture's shorter side: how far a blurred edge shines
 FAINT = 0.2  # less than this share of the most detail so near may be nothing but such a glow, …
-SHARP = 0.8  # … in a frame with less than this share of it
+SHARP = 0.5  # … in a frame with less than this share of it
+BLURRED = 0.35  # a frame with less than this share of it blurs things greatly
 SMALLEST_REGION = 1e-3  # HF removes regions smaller than this share of the image
 
 
@@ -124,7 +125,7 @@ class Glow(NamedTuple):
     """Where the frames of a bracket may show nothing but the glow of edges that they blur."""
 
     faint: NDArray[np.bool_]  # H×W: where no frame has much detail, for what there is nearby
-    blurs: NDArray[np.bool_]  # N×h×w, smaller: where each frame blurs what is nearby
+    blurs: NDArray[np.uint8]  # N×h×w, smaller: 1 where a frame blurs what is nearby, 2 where greatly
 
     @classmethod
     def of(cls, most: Detail, contrast: NDArray[np.float16], around: Sequence[NDArray[np.float32]]) -> Glow:
@@ -133,11 +134,16 @@ class Glow(NamedTuple):
         here = cv2.resize(of_all, most.shape[::-1], interpolation=cv2.INTER_LINEAR)
         here *= FAINT
         faint = (most < here) & (contrast < DECIDED)
-        return cls(faint, np.stack([own < SHARP * of_all for own in around]))
+        blurs = [(own < SHARP * of_all).astype(np.uint8) + (own < BLURRED * of_all) for own in around]
+        return cls(faint, np.stack(blurs))
 
     def shown(self, index: int, detail: Detail) -> NDArray[np.bool_]:
         """Return where frame `index`, whose detail is given, may show glow alone, H×W."""
-        blurs = self.blurs[index].astype(np.uint8)
-        found = cv2.resize(blurs, detail.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
-        found &= self.faint | (detail < FLOOR)
-        return np.asarray(found, np.bool_)
+        found: NDArray[np.bool_] = self.blurred(index) & (self.faint | (detail < FLOOR))
+        return found
+
+    def blurred(self, index: int, *, greatly: bool = False) -> NDArray[np.bool_]:
+        """Return where frame `index` blurs what is nearby, H×W."""
+        size = self.faint.shape[::-1]
+        blurs = cv2.resize(self.blurs[index], size, interpolation=cv2.INTER_NEAREST)
+        return np.asarray(blurs > (1 if greatly else 0), np.bool_)
