@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -25,7 +26,23 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
-        sys.exit(130)
+        _leave(130)
+    except SystemExit as end:
+        if end.code == 130:
+            _leave(130)
+        raise
+
+
+def _leave(code: int) -> None:
+    """End at once, everything being closed already.
+
+    Python itself would end by the signal instead of with the code if a KeyboardInterrupt ever passed through
+    code that a library runs in the interpreter, handled though it was.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _open_closed_streams() -> None:
