@@ -24,14 +24,7 @@ from mffsr.device import Runtime
 from mffsr.frames import Frame, row_blocks
 from mffsr.model import JointModel
 from mffsr.photo import Pixels
-from mffsr.regions import (
-    Glow,
-    Labels,
-    fill_holes,
-    nearby,
-    settle_undecided,
-    undecided_regions,
-)
+from mffsr.regions import Glow, Labels, fill_holes, nearby, settle_undecided, undecided_regions
 
 __all__ = ["FocusMap", "Labels", "decide_focus", "preview"]
 
@@ -140,10 +133,10 @@ def _decide_stack(
     labels = details.sharpest.copy()
     glow = Glow.of(details.most, details.contrast, details.around)
     if tie is None:
-        shown = np.zeros(labels.shape, np.bool_)
+        blurred = np.zeros(labels.shape, np.bool_)
         for index in range(len(frames)):
-            shown |= (labels == index) & glow.shown(index, details.most)
-        labels = settle_undecided(labels, details.contrast, shown)
+            blurred |= (labels == index) & glow.blurred(index)
+        labels = settle_undecided(labels, details.contrast, blurred & glow.likely(details.most))
     labels = fill_holes(labels)
     if seen is not None:  # which neither of the two knows of
         for index in range(len(frames)):
@@ -184,7 +177,7 @@ def _plausible(index: int, own: Detail, details: _Details, glow: Glow) -> NDArra
     much = own >= np.float16(PLAUSIBLE) * details.most
     found = cv2.dilate(much.astype(np.uint8), window) > 0
     found &= much | ~glow.blurred(index, greatly=True)
-    found &= ~(details.undecided | glow.shown(index, own))
+    found &= ~(details.undecided | (glow.blurred(index) & glow.likely(own)))
     return np.asarray(found, np.bool_)
 
 

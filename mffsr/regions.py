@@ -137,9 +137,9 @@ class Glow(NamedTuple):
         blurs = [(own < SHARP * of_all).astype(np.uint8) + (own < BLURRED * of_all) for own in around]
         return cls(faint, np.stack(blurs))
 
-    def shown(self, index: int, detail: Detail) -> NDArray[np.bool_]:
-        """Return where frame `index`, whose detail is given, may show glow alone, H×W."""
-        found: NDArray[np.bool_] = self.blurred(index) & (self.faint | (detail < FLOOR))
+    def likely(self, detail: Detail) -> NDArray[np.bool_]:
+        """Return where a frame of this detail, if it blurs what is nearby, may show glow alone, H×W."""
+        found: NDArray[np.bool_] = self.faint | (detail < FLOOR)
         return found
 
     def blurred(self, index: int, *, greatly: bool = False) -> NDArray[np.bool_]:

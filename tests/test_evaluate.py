@@ -30,13 +30,13 @@ from mffsr.evaluate import OURS, Engine, evaluate_pairs, evaluate_truth, load_en
 from mffsr.evaluate_files import Bracket, find_brackets, find_photos, find_results, load_all, require_complete
 from mffsr.evaluate_scores import Evaluation, Row, Scores, bootstrap, truth_scores
 from mffsr.evaluate_synthetic import label_scores, reduce, synthetic_bracket
-from mffsr.metrics import FUSION_KEYS, fusion_metrics
+from mffsr.metrics import fusion_metrics
 from mffsr.model import FAPN, FN, FapnConfig, SrnConfig
 from mffsr.paper_tables import COLUMNS, TABLE_I, TABLE_II, TABLE_III, TABLE_IV, paper_rows
 from mffsr.photo import Photo
 
 Pixels = NDArray[np.uint8]
-METRICS = set(FUSION_KEYS)
+METRICS = {"Q_MI", "Q_NICE", "Q_G", "Q_P", "Q_S", "Q_Y"}
 
 
 # Material -------------------------------------------------------------------------------------------------

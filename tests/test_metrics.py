@@ -86,7 +86,7 @@ def test_agrees_with_the_reference_toolbox(scene: str) -> None:
     for entry in entries:
         a, b, fused = (read_rgb(folder / entry[name]) for name in "ABF")
         got = fusion_metrics([a, b], fused)
-        for key in METRICS.keys() & entry.keys():  # a new metric may have no value there
+        for key in METRICS:
             assert got["per_channel"][key] == pytest.approx(entry[key], abs=TOLERANCE[key]), (entry["F"], key)
             assert got["mean"][key] == pytest.approx(np.mean(entry[key]), abs=TOLERANCE[key])
 
