@@ -433,6 +433,30 @@ def test_signals_end_cleanly(folder, tiny_weights, number, code):
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
 
 
+UNHEARD = """
+import signal, time
+from mffsr.cli.console import Console, exit_codes
+
+class Deaf:
+    def __del__(self):
+        signal.raise_signal(signal.{name})
+        time.sleep(0)
+
+with exit_codes(Console()):
+    Deaf()  # Python writes an exception out of __del__ to stderr, and goes on
+    for _ in range(1000):
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(("name", "told"), [("SIGINT", "interrupted"), ("SIGTERM", "terminated")])
+def test_a_signal_that_falls_into_a_destructor_is_heard(name, told):
+    command = [sys.executable, "-c", UNHEARD.format(name=name)]
+    result = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=20, check=False)
+    assert f"error: {told}; nothing unfinished was left behind" in result.stderr
+    assert "ignored" not in result.stderr
+
+
 def test_training_writes_no_file_among_the_photographs(tmp_path):
     for arguments in (["--data", tmp_path], ["--data", "elsewhere", "--val", tmp_path]):
         given = ["train", "srn", *map(str, arguments), "--out", f"{tmp_path}/.", "--preview", "1"]

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -31,6 +32,7 @@ STAGES = {
 }
 LINES = 5  # most lines that a failure prints
 LONGEST = 300  # characters of a message that is not ours
+AGAIN = 0.02  # s until a signal that nobody heard is repeated
 
 
 class Terminated(BaseException):
@@ -42,6 +44,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.last: int | None = None
+        self.replaced, sys.unraisablehook = sys.unraisablehook, self._unheard
         with contextlib.suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGTERM, self._take)
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -53,6 +56,13 @@ class _Signals:
             os.write(2, b"error: interrupted\n")
             os._exit(128 + number)
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    def _unheard(self, raised: sys.UnraisableHookArgs) -> None:
+        """Ask once more, a little later: an exception out of a destructor or a callback ends nothing."""
+        if self.last is not None and isinstance(raised.exc_value, KeyboardInterrupt | Terminated):
+            threading.Timer(AGAIN, signal.raise_signal, (self.last,)).start()
+        else:
+            self.replaced(raised)
 
 
 def _loading(name: str) -> bool:
@@ -205,6 +215,8 @@ def exit_codes(console: Console, *, debug: bool = False) -> Iterator[None]:
             raise
         console.error(failure_text(error))
         raise typer.Exit(1) from None
+    finally:
+        sys.unraisablehook = signals.replaced
 
 
 def _interrupted(console: Console, terminated: bool) -> typer.Exit:
