@@ -1,7 +1,7 @@
-"""The dense residual block of SRN, with a backward pass of its own for training on a CPU.
+"""The dense residual block of SRN, with passes of its own for a CPU.
 
 PyTorch copies what a dense layer convolves side by side, and its gradient apart again: on a CPU that takes as
-long as the convolutions. Here both passes go part by part.
+long as the convolutions. There both passes go part by part.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mffsr.model.blocks import conv, convolve
+from mffsr.model.blocks import conv
 from mffsr.model.onednn import sum_of_convolutions, usable, working_type
 
 __all__ = ["DenseResidualBlock"]
@@ -32,15 +33,13 @@ class DenseResidualBlock(nn.Module):
         self.fuse = conv(inputs + layers * growth, features, 1)
 
     def forward(self, *parts: Tensor, onto: Tensor) -> Tensor:
-        by_parts = usable(onto)
-        if by_parts and torch.is_grad_enabled():
+        if usable(onto):
             out: Tensor = _ByParts.apply(len(parts), onto, *parts, *self.parameters())  # type: ignore[no-untyped-call]
             return out
+        x = torch.cat(parts, 1)
         for layer in self.layers:
-            parts = (*parts, convolve(layer, *parts, slope=0.0))  # type: ignore[arg-type] # a list of modules
-            if not by_parts:
-                parts = (torch.cat(parts, 1),)
-        return convolve(self.fuse, *parts, onto=onto)
+            x = torch.cat((x, F.relu(layer(x))), 1)
+        return onto + self.fuse(x)
 
 
 class _ByParts(torch.autograd.Function):
@@ -67,10 +66,10 @@ class _ByParts(torch.autograd.Function):
         out = grads[0].to(parts[0].dtype).contiguous(memory_format=torch.channels_last)
         behind = [out]  # the gradients of the layers' convolutions, the last layer's first
         of_parts: list[Tensor] = []
+        where = _where(parts)
         for i in reversed(range(len(parts))):
-            where = _where(parts)[i]
             terms = [
-                (grad, weight[:, where].flip(2, 3).transpose(0, 1))
+                (grad, weight[:, where[i]].flip(2, 3).transpose(0, 1))
                 for grad, weight in zip(behind, reversed(weights), strict=False)
             ]
             grad = sum_of_convolutions(terms)

@@ -49,7 +49,7 @@ def _open_heif(stream: BinaryIO) -> ImageFile.ImageFile:
     try:
         from pillow_heif import HeifImageFile
     except ImportError:
-        raise UnsupportedError("HEIC needs an extra package: pip install mffsr[heic]") from None
+        raise UnsupportedError("HEIC needs an extra package: pip install 'mffsr[heic]'") from None
     return cast("ImageFile.ImageFile", HeifImageFile(stream))
 
 
