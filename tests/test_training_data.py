@@ -363,6 +363,20 @@ def test_low_and_high_resolution_fit_together(photos: Photos, masks: Tensor, sca
         assert (reduced - low)[:, :, 2:-2, 2:-2].abs().max() < 1.01 / 255
 
 
+def test_a_share_of_the_patches_is_soft_with_its_truth(photos: Photos, masks: Tensor) -> None:
+    def truth(soft: float) -> Tensor:
+        return sr_batch(photos, masks, 16, 2, "clean", 0, 0, range(32), defocused=0, soft=soft).high
+
+    def detail(x: Tensor) -> Tensor:
+        return x.diff(dim=-1).abs().mean((1, 2, 3))
+
+    sharp, all_soft, half = detail(truth(0)), detail(truth(1)), detail(truth(0.5))
+    assert (all_soft < sharp).all()
+    assert set((half < sharp - 1e-5).tolist()) == {True, False}
+    kept = half > sharp - 1e-5
+    assert torch.allclose(truth(0.5)[kept], truth(0)[kept], atol=1e-5)
+
+
 def test_validation_brackets_are_always_the_same(photos: Photos, masks: Tensor) -> None:
     one, two = (validation_brackets(photos, masks, 48, 2, 1) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))

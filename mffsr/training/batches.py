@@ -33,6 +33,7 @@ MARGIN = 16  # pixels around a patch that are cut off after blurring and shiftin
 LARGEST_BLUR = 7.0  # radius, low-resolution pixels
 KERNEL = 2 * MARGIN - 1  # side of the blur kernels: radius up to 15
 ALIKE = 1.5 / 255  # frames that differ by less within 5×5 pixels show no focus
+SOFT_REACH = 4  # pixels that the mild blur of a soft photograph spreads over
 LR_MARGIN = 2  # low-resolution pixels around a patch that are cut off after reducing
 
 
@@ -225,6 +226,16 @@ def reduce(image: Tensor, scale: int, kind: degrade.Degradation, rngs: Sequence[
     return _compress(low, 0.15, 80, rngs)
 
 
+def _soften(image: Tensor, share: float, rngs: Sequence[Generator]) -> Tensor:
+    """Blur a share of photographs by a Gaussian of σ 0.3 … 1 pixel; returns them less `SOFT_REACH` around."""
+    sigma = np.array([rng.uniform(0.3, 1.0) * (rng.random() < share) for rng in rngs], np.float32)
+    if sigma.any():
+        radii = upload(2 * sigma, image.device)
+        blurs = kernels(radii, torch.zeros_like(radii, dtype=torch.bool), 2 * SOFT_REACH + 1)
+        image = degrade.convolve(image, blurs)
+    return _inner(image, SOFT_REACH)
+
+
 def sr_batch(
     photos: Photos,
     masks: Tensor,
@@ -237,12 +248,15 @@ def sr_batch(
     *,
     total: int | None = None,
     defocused: float = 0.125,
+    soft: float = 0.5,
 ) -> SuperResolutionBatch:
     """Return low-resolution patches (p×p) and their truth; a share `defocused` is a frame of a bracket.
 
     Sources of a bracket are partly blurred, and their enlargement should be blurred alike; sharp
     detail is what there is to learn, so most patches are sharp. The blurred ones are the last of the step's
     `total` samples (by default: these are all), whichever process makes them; `samples` are ascending.
+    Of the sharp ones a share `soft` is what lenses and cameras make of a scene, softer than the training
+    photographs, which are mostly reduced: without them the network sharpens such photos too much.
     """
     rngs = generators(seed, step, samples)
     outer = (patch + 2 * LR_MARGIN) * scale
@@ -251,7 +265,8 @@ def sr_batch(
     sharp, blurred = rngs[:split], rngs[split:]
     parts = []
     if sharp:
-        parts.append(photos.cut([photos.choose(outer, rng) for rng in sharp], outer))
+        wide = outer + 2 * SOFT_REACH
+        parts.append(_soften(photos.cut([photos.choose(wide, rng) for rng in sharp], wide), soft, sharp))
     if blurred:
         _, made = _bracket(photos, masks, outer, blurred, scale)
         parts.append(_inner(made.frames[0], MARGIN).clamp(0, 1))
