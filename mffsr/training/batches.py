@@ -33,7 +33,7 @@ MARGIN = 16  # pixels around a patch that are cut off after blurring and shiftin
 LARGEST_BLUR = 7.0  # radius, low-resolution pixels
 KERNEL = 2 * MARGIN - 1  # side of the blur kernels: radius up to 15
 ALIKE = 1.5 / 255  # frames that differ by less within 5×5 pixels show no focus
-SOFT_REACH = 4  # pixels that the mild blur of a soft photograph spreads over
+SOFT_MARGIN = 4  # pixels that the mild blur of a soft photograph spreads over
 LR_MARGIN = 2  # low-resolution pixels around a patch that are cut off after reducing
 
 
@@ -227,13 +227,13 @@ def reduce(image: Tensor, scale: int, kind: degrade.Degradation, rngs: Sequence[
 
 
 def _soften(image: Tensor, share: float, rngs: Sequence[Generator]) -> Tensor:
-    """Blur a share of photographs by a Gaussian of σ 0.3 … 1 pixel; returns them less `SOFT_REACH` around."""
+    """Blur a share of photographs by a Gaussian of σ 0.3 … 1 pixel; returns them less `SOFT_MARGIN` around."""
     sigma = np.array([rng.uniform(0.3, 1.0) * (rng.random() < share) for rng in rngs], np.float32)
     if sigma.any():
         radii = upload(2 * sigma, image.device)
-        blurs = kernels(radii, torch.zeros_like(radii, dtype=torch.bool), 2 * SOFT_REACH + 1)
+        blurs = kernels(radii, torch.zeros_like(radii, dtype=torch.bool), 2 * SOFT_MARGIN + 1)
         image = degrade.convolve(image, blurs)
-    return _inner(image, SOFT_REACH)
+    return _inner(image, SOFT_MARGIN)
 
 
 def sr_batch(
@@ -265,7 +265,7 @@ def sr_batch(
     sharp, blurred = rngs[:split], rngs[split:]
     parts = []
     if sharp:
-        wide = outer + 2 * SOFT_REACH
+        wide = outer + 2 * SOFT_MARGIN
         parts.append(_soften(photos.cut([photos.choose(wide, rng) for rng in sharp], wide), soft, sharp))
     if blurred:
         _, made = _bracket(photos, masks, outer, blurred, scale)
