@@ -10,6 +10,7 @@ machine does not allow (mounting, cgroups, tracing) is skipped with the reason. 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -54,6 +55,8 @@ def attempt(one: Scenario, root: Path, corpus: Path | None, slow: bool) -> tuple
 
 def main() -> int:
     """Drive the scenarios asked for and print the table."""
+    # What a shell starts in the background ignores Ctrl-C, and so would the programs that this one starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", type=numbers, default=set(SCENARIOS), help="such as 1,4,10-12")
     parser.add_argument(
