@@ -255,8 +255,8 @@ def sr_batch(
     Sources of a bracket are partly blurred, and their enlargement should be blurred alike; sharp
     detail is what there is to learn, so most patches are sharp. The blurred ones are the last of the step's
     `total` samples (by default: these are all), whichever process makes them; `samples` are ascending.
-    Of the sharp ones a share `soft` is what lenses and cameras make of a scene, softer than the training
-    photographs, which are mostly reduced: without them the network sharpens such photos too much.
+    Of the sharp ones a share `soft` is made softer, as many cameras' photos are: a network that knows none
+    such sharpens them too much.
     """
     rngs = generators(seed, step, samples)
     outer = (patch + 2 * LR_MARGIN) * scale
