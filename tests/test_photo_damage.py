@@ -145,7 +145,7 @@ def test_heic_without_its_plugin_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
     (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    with pytest.raises(PhotoError, match=r"pip install mffsr\[heic\]"):
+    with pytest.raises(PhotoError, match=r"pip install 'mffsr\[heic\]'"):
         read_photo(tmp_path / "x.heic")
 
 

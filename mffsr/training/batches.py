@@ -227,7 +227,7 @@ def reduce(image: Tensor, scale: int, kind: degrade.Degradation, rngs: Sequence[
 
 
 def _soften(image: Tensor, share: float, rngs: Sequence[Generator]) -> Tensor:
-    """Blur a share of photographs by a Gaussian of σ 0.3 … 1 pixel; returns them less `SOFT_MARGIN` around."""
+    """Blur a share of photographs (σ 0.3 … 1 pixel); returns them all less `SOFT_MARGIN` around."""
     sigma = np.array([rng.uniform(0.3, 1.0) * (rng.random() < share) for rng in rngs], np.float32)
     if sigma.any():
         radii = upload(2 * sigma, image.device)
