@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.random import Generator
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mffsr.training import degrade
@@ -202,6 +203,14 @@ def focus_batch(
     return FocusBatch(frames[0], frames[1], _inner(image, MARGIN), truth, weight)
 
 
+def _gaussian(image: Tensor, sigma: NDArray[np.float32], reach: int) -> Tensor:
+    """Blur each image by a Gaussian of its own σ in pixels; `reach` pixels at the border are then wrong."""
+    if not sigma.any():
+        return image
+    radii = upload(2 * sigma, image.device)
+    return degrade.convolve(image, kernels(radii, torch.zeros_like(radii, dtype=torch.bool), 2 * reach + 1))
+
+
 def reduce(image: Tensor, scale: int, kind: degrade.Degradation, rngs: Sequence[Generator]) -> Tensor:
     """Reduce a batch by 1/scale as `kind` says.
 
@@ -214,10 +223,7 @@ def reduce(image: Tensor, scale: int, kind: degrade.Degradation, rngs: Sequence[
     if kind == "clean":
         return degrade.to_8_bit(degrade.reduce_antialiased(image, scale))
     blur = np.array([rng.uniform(0.2, 0.45) * scale * (rng.random() < 0.15) for rng in rngs], np.float32)
-    if blur.any():
-        radii = upload(2 * blur, image.device)
-        blurs = kernels(radii, torch.zeros_like(radii, dtype=torch.bool), 4 * scale + 1)
-        image = degrade.convolve(image, blurs)
+    image = _gaussian(image, blur, 2 * scale)
     low = degrade.reduce_antialiased(image, scale)
     area = upload(np.array([rng.random() < 0.15 for rng in rngs]), image.device)
     low = torch.where(area[:, None, None, None], degrade.reduce_area(image, scale), low)
@@ -229,11 +235,7 @@ def reduce(image: Tensor, scale: int, kind: degrade.Degradation, rngs: Sequence[
 def _soften(image: Tensor, share: float, rngs: Sequence[Generator]) -> Tensor:
     """Blur a share of photographs (σ 0.3 … 1 pixel); returns them all less `SOFT_MARGIN` around."""
     sigma = np.array([rng.uniform(0.3, 1.0) * (rng.random() < share) for rng in rngs], np.float32)
-    if sigma.any():
-        radii = upload(2 * sigma, image.device)
-        blurs = kernels(radii, torch.zeros_like(radii, dtype=torch.bool), 2 * SOFT_MARGIN + 1)
-        image = degrade.convolve(image, blurs)
-    return _inner(image, SOFT_MARGIN)
+    return _inner(_gaussian(image, sigma, SOFT_MARGIN), SOFT_MARGIN)
 
 
 def sr_batch(
