@@ -25,7 +25,7 @@ SMALL, LARGE = 64, 512
 def peak(folder: Path, scale: int, focus: int, render: int, precision: str) -> int:
     """Return the peak resident bytes of one run."""
     code = (
-        "import resource; from mffsr import allocator as a; a.keep_freed_memory(); a.keep_no_kernels()\n"
+        "import resource; from mffsr import allocator as a; a.keep_freed_memory(); a.keep_few_kernels()\n"
         "import mffsr.engine as f\n"
         f"f.plan_tiles = lambda *a: f.Plan(focus={focus}, render={render})\n"
         f"f.fuse(['{folder}/a.png', '{folder}/b.png'], scale={scale}, precision='{precision}', align=False)\n"

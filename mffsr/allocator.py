@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-__all__ = ["keep_freed_memory", "keep_no_kernels", "make_room_for"]
+__all__ = ["keep_few_kernels", "keep_freed_memory", "make_room_for"]
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -59,11 +59,12 @@ def make_room_for(size: int) -> None:
         _kept["size"] = size
 
 
-def keep_no_kernels() -> None:
-    """Let oneDNN keep none of the code that it makes for each layer and each size of tile.
+def keep_few_kernels() -> None:
+    """Let oneDNN keep only as much of the code that it makes for each layer and size as one tile needs.
 
-    That is some hundred megabytes, and no time to speak of for tiles that take seconds. An environment
-    variable does it, so it holds for the whole process, a library's host too; one that is set already is left
-    alone. Without effect after the first convolution.
+    By default it keeps that of a thousand layers, some hundred megabytes where every tile has a size of its
+    own; to keep none costs each tile a third of a second. An environment variable does it, so it holds for the
+    whole process, a library's host too; one that is set already is left alone. Without effect after the first
+    convolution.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "0")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from mffsr import __version__
-from mffsr.allocator import keep_no_kernels
+from mffsr.allocator import keep_few_kernels
 from mffsr.checkpoint import load_model, provenance
 from mffsr.device import Runtime, choose
 from mffsr.errors import DeviceError, UsageError, is_out_of_memory
@@ -168,7 +168,7 @@ def fuse_bracket(
         depth = depth or stack.frames[0].dtype.itemsize * 8
         plan = plan_tiles(runtime, model, stack.in_order[0].shape, tile, depth)
         if plan.render < LARGEST_TILE:  # memory is short, or the user says so by a small tile
-            keep_no_kernels()
+            keep_few_kernels()
         with _timed(seconds, "focus"):
             focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, adaptive, events)
             labels = _filled(stack, registrations, focus.labels, crop=crop) if fill else focus.labels
