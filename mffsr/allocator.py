@@ -63,8 +63,8 @@ def keep_few_kernels() -> None:
     """Let oneDNN keep only as much of the code that it makes for each layer and size as one tile needs.
 
     By default it keeps that of a thousand layers, some hundred megabytes where every tile has a size of its
-    own; to keep none costs each tile a third of a second. An environment variable does it, so it holds for the
-    whole process, a library's host too; one that is set already is left alone. Without effect after the first
-    convolution.
+    own; to keep none costs each tile a third of a second. An environment variable does it, so it holds for
+    the whole process, a library's host too; one that is set already is left alone. Without effect after the
+    first convolution.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

@@ -86,9 +86,9 @@ def choose(device: str = "auto", precision: str = "auto", max_memory: int | None
 def _precision(device: torch.device) -> tuple[torch.dtype, str]:
     """Return the fastest precision that is exact enough, by known rules.
 
-    On a CPU bf16 convolutions are 3–10 times as fast as fp32 where the processor has matrix tiles (AMX), twice
-    as fast where it only has AVX-512 BF16, and slower elsewhere. The residual that the network adds is small,
-    so bf16 costs about 0.01 dB.
+    On a CPU bf16 convolutions are 3–10 times as fast as fp32 where the processor has matrix tiles (AMX),
+    twice as fast where it only has AVX-512 BF16, and slower elsewhere. The residual that the network adds is
+    small, so bf16 costs about 0.01 dB.
     """
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
