@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ from mffsr.model.blocks import Region
 
 torch.set_num_threads(1)  # as many test processes as cores do more than one process of many threads
 cv2.setNumThreads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process is deaf to it
 
 
 def data_folder(name: str) -> Path:

@@ -252,13 +252,15 @@ def test_a_folder_stands_for_the_photos_that_lie_in_it(tmp_path):
         expand([str(tmp_path / "empty")])
 
 
-def test_the_result_of_last_time_is_no_photo_of_its_folder(quick, folder):
-    assert quick("a.jpg", "b.jpg", "-o", "out.png", "-s", 1).exit_code == 0
-    before = (folder / "out.png").read_bytes()
-    again = quick(".", "-o", "out.png", "-s", 1, "-f", "--json")
+def test_the_results_of_last_time_are_no_photos_of_their_folder(quick, folder):
+    written = ("-o", "out.png", "--focus-map", "map.png", "-s", 1)
+    assert quick("a.jpg", "b.jpg", *written).exit_code == 0
+    before = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    assert set(before) == {"out.png", "map.png", "map-preview.png"}
+    again = quick(".", *written, "-f", "--json")
     assert again.exit_code == 0, again.stderr
     assert [Path(frame["path"]).name for frame in json.loads(again.stdout)["frames"]] == ["a.jpg", "b.jpg"]
-    assert (folder / "out.png").read_bytes() == before
+    assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == before
     refused = quick(".", "-o", "b.jpg", "-f")  # but a photo stays one
     assert refused.exit_code == 2
     assert "b.jpg: is one of the inputs" in refused.stderr

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mffsr import __version__
 from mffsr.cli import options as opt
 from mffsr.cli.console import Console, exit_codes
 from mffsr.cli.fuse_job import (
@@ -19,6 +21,7 @@ from mffsr.cli.fuse_job import (
     OnBadFrame,
     OnExists,
     expand,
+    own_files,
     parse_memory,
     parse_tile,
     prepare,
@@ -97,7 +100,7 @@ def fuse(
     console = Console(quiet=quiet, as_json=as_json)
     with exit_codes(console, debug=debug):
         started = time.perf_counter()
-        paths = expand(photos, output)
+        paths = expand(photos, own_files(output, focus_map))
         existing = OnExists.overwrite if force else on_exists
         job = prepare(
             paths,
@@ -209,15 +212,19 @@ def run_job(
 
 def write_result(job: Job, fusion: Fusion, quality: int, console: Console) -> None:
     """Write the fused photo, and its focus map if asked for."""
-    from mffsr.photo import Photo, write_photo
+    from mffsr.photo import Photo, output_metadata, write_photo
 
     write_photo(fusion.photo, job.output, quality=quality, overwrite=job.overwrite, warn=console.warning)
     if job.focus_map is not None:
         from mffsr.focus_map import preview
 
         labels = Photo(pixels=fusion.labels[:, :, None])
-        write_photo(labels, job.focus_map, overwrite=job.overwrite, warn=console.warning)
-        colours = Photo(pixels=preview(fusion.labels, len(job.photos)))
+        names = [path.name for path in job.photos]  # label 0 is the first of them
+        told = output_metadata(labels, scale=1, frames=names, software=f"mffsr {__version__}", details={})
+        write_photo(
+            replace(labels, xmp=told.xmp), job.focus_map, overwrite=job.overwrite, warn=console.warning
+        )
+        colours = Photo(pixels=preview(fusion.labels, len(names)), xmp=told.xmp)
         write_photo(colours, preview_name(job.focus_map), overwrite=job.overwrite, warn=console.warning)
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "OnExists",
     "Prefer",
     "expand",
+    "own_files",
     "parse_memory",
     "parse_tile",
     "prepare",
@@ -131,8 +132,7 @@ class Job:
     @property
     def outputs(self) -> list[Path]:
         """All files that are written, the photo first."""
-        maps = with_preview(self.focus_map) if self.focus_map is not None else ()
-        return [self.output, *maps, *self.aligned]
+        return [*own_files(self.output, self.focus_map), *self.aligned]
 
     def open(self, console: Console, read: Callable[..., Photo] | None = None) -> Lazy:
         """Return the photos; `read` replaces `read_photo` where they are read ahead."""
@@ -146,11 +146,17 @@ class Job:
         return Lazy(self.photos, read_one)
 
 
-def expand(arguments: list[str], output: Path | None = None) -> list[Path]:
+def own_files(output: Path | None, focus_map: Path | None) -> list[Path]:
+    """Return the photo and the maps that `fuse` is told to write, the photo first."""
+    maps = with_preview(focus_map) if focus_map is not None else ()
+    return [*([output] if output is not None else ()), *maps]
+
+
+def expand(arguments: list[str], own: Sequence[Path] = ()) -> list[Path]:
     """Return the files that the arguments stand for: paths, folders, globs, @list files, - for stdin.
 
-    Given files keep their order, those of a folder or glob are sorted naturally (2 before 10). The
-    `output` of the command is no photo of a folder if it is a result that lies there from the last time.
+    Given files keep their order, those of a folder or glob are sorted naturally (2 before 10). The command's
+    `own` files are no photos of a folder if they are results that lie there from the last time.
     """
     found: list[Path] = []
     for argument in arguments:
@@ -171,8 +177,7 @@ def expand(arguments: list[str], output: Path | None = None) -> list[Path]:
             from mffsr.photo import is_result
             from mffsr.photo.brackets import photos_in
 
-            own = {os.path.realpath(output)} if output is not None and is_result(output) else set()
-            found += photos_in(Path(argument), own)
+            found += photos_in(Path(argument), {os.path.realpath(path) for path in own if is_result(path)})
         else:
             found.append(Path(argument))
     return found
