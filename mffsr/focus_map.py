@@ -34,6 +34,7 @@ Progress = Callable[[int, int], None]
 Hold = Callable[[Frame, Frame, NDArray[np.bool_] | None, Progress], Comparison]
 
 PLAUSIBLE = 0.5  # a frame with less of the composite's detail than this is not in focus there
+SEARCH = 4  # detail windows: no further from where it has most detail is a frame looked for
 PREFERRED = 1.15  # where a frame is preferred, another needs so many times its detail
 
 
@@ -148,7 +149,7 @@ def _decide_stack(
         _paste(composite, frame, labels == index)
     run = every = 0
     for index, frame in enumerate(frames):
-        where = _plausible(index, detail(frame), details, glow) & (labels != index)
+        where = _worth_asking(_plausible(index, detail(frame), details, glow), labels == index)
         if seen is not None:
             where &= seen(index)
 
@@ -179,6 +180,20 @@ def _plausible(index: int, own: Detail, details: _Details, glow: Glow) -> NDArra
     found &= much | ~glow.blurred(index, greatly=True)
     found &= ~(details.undecided | (glow.blurred(index) & glow.likely(own)))
     return np.asarray(found, np.bool_)
+
+
+def _worth_asking(plausible: NDArray[np.bool_], own: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return where FAPN is asked for a frame, H×W: where plausible, near its `own` pixels, specks left out.
+
+    Far from all that it won by detail a frame is plausible in specks, and where another is as sharp. Each
+    speck would cost FAPN over all its reach, and what it says there is not better than what detail said.
+    """
+    side = detail_window(*own.shape)
+    window = np.ones((2 * SEARCH * side + 1,) * 2, np.uint8)
+    found = plausible & (cv2.dilate(own.astype(np.uint8), window) > 0)
+    _, parts, stats, _ = cv2.connectedComponentsWithStats((found | own).astype(np.uint8))
+    large = stats[:, cv2.CC_STAT_AREA] >= side**2
+    return np.asarray(found & ~own & large[parts], np.bool_)
 
 
 def _paste(composite: Pixels, frame: Frame, wins: NDArray[np.bool_]) -> None:
