@@ -6,12 +6,13 @@ A flat wall or a large blur disc is wider than the network's reach on a large ph
 copy of it. The coarse levels therefore decide wherever they are sure; the fine ones run only on tiles where
 the coarse ones are not, or where a boundary passes, and where one photo has more detail than the other: the
 network always decides, in a dark background by its noise. What a level says of a pixel does not depend on
-the tiles, so the result does not either; of each tile only the rectangle that holds all doubt is run.
+the tiles, so the result does not either; of each tile only rectangles that hold all doubt are run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import cv2
@@ -25,8 +26,9 @@ from mffsr.device import Runtime
 from mffsr.errors import MffsrError
 from mffsr.frames import Frame, row_blocks
 from mffsr.model import FocusMaps, JointModel
+from mffsr.model.blocks import Region
 from mffsr.photo import Pixels
-from mffsr.tiles import Span, Tile, span, tiles
+from mffsr.tiles import Tile, span, tiles
 
 __all__ = [
     "TIE",
@@ -47,6 +49,7 @@ Detail = NDArray[np.float16]
 TIE = 26  # margins (of 255) below this are a tie
 CLEAR = 128  # margins from here on settle a pixel, if …
 NEAR = 8  # … all those within so many pixels, of the coarse level, say the same
+HOPE = 1.15  # a cut may first take so much more, if further ones could make up for it
 SMALLEST_SIDE = 384  # pixels: a level's shorter side, at least
 UNDECIDED = 0.15  # contrasts of detail below this are within what noise does
 DETAIL_WINDOW = 0.015  # of the shorter side, at least …
@@ -116,11 +119,11 @@ def compare(
         plan = list(tiles(*size, tile, config.reach, grid=config.sam_window))
         run = 0
         for done, whole in enumerate(plan, 1):
-            part: Tile | None = whole
+            parts = [whole]
             if adaptive or where is not None:
-                part = _in_doubt(whole, doubt, config.reach, config.sam_window)
-            if part is not None:
-                run += 1
+                parts = _in_doubt(whole.core, doubt, config.reach, config.sam_window)
+            run += bool(parts)
+            for part in parts:
                 image1, image2 = (to_tensor(photo[part.outer], runtime) for photo in pair)
                 make_room_for(image1.nbytes)
                 with torch.inference_mode(), runtime.autocast():
@@ -133,17 +136,51 @@ def compare(
     return Comparison(margin, run, len(plan))
 
 
-def _in_doubt(part: Tile, doubt: NDArray[np.bool_], reach: int, grid: int) -> Tile | None:
-    """Return the rectangle of a tile that holds all its pixels in doubt; None without any."""
-    found = doubt[part.core]
+def _in_doubt(core: Region, doubt: NDArray[np.bool_], reach: int, grid: int) -> list[Tile]:
+    """Return rectangles of `core` that hold all its pixels in doubt, cut to be few with their halos."""
+    whole = _narrowed(core, doubt, reach, grid)
+    if whole is None:
+        return []
 
-    def narrowed(own: Span, axis: int) -> Span:
-        there = np.flatnonzero(found.any(1 - axis))
-        return span(own.start + int(there[0]), own.start + int(there[-1]) + 1, doubt.shape[axis], reach, grid)
+    def least(halves: tuple[Region, Region]) -> int:
+        return sum(_pixels(part) for half in halves if (part := _narrowed(half, doubt, reach, grid)))
 
-    if not found.any():
+    best = min(_halvings(whole.core), key=least, default=None)
+    if best is None or least(best) > HOPE * _pixels(whole):
+        return [whole]
+    parts = [part for half in best for part in _in_doubt(half, doubt, reach, grid)]
+    return parts if sum(map(_pixels, parts)) < _pixels(whole) else [whole]
+
+
+def _narrowed(core: Region, doubt: NDArray[np.bool_], reach: int, grid: int) -> Tile | None:
+    """Return the smallest rectangle that holds all pixels of `core` in doubt; None without any."""
+    rows, columns = (np.flatnonzero(doubt[core].any(1 - axis)) + core[axis].start for axis in (0, 1))
+    if not len(rows):
         return None
-    return Tile(narrowed(part.rows, 0), narrowed(part.columns, 1))
+    height, width = doubt.shape
+    return Tile(
+        span(int(rows[0]), int(rows[-1]) + 1, height, reach, grid),
+        span(int(columns[0]), int(columns[-1]) + 1, width, reach, grid),
+    )
+
+
+def _halvings(core: Region) -> Iterator[tuple[Region, Region]]:
+    """Yield the ways to cut a region in two, at every eighth of its height or width."""
+    rows, columns = core
+    for cut in _eighths(rows):
+        yield (slice(rows.start, cut), columns), (slice(cut, rows.stop), columns)
+    for cut in _eighths(columns):
+        yield (rows, slice(columns.start, cut)), (rows, slice(cut, columns.stop))
+
+
+def _eighths(side: slice) -> range:
+    step = -(-(side.stop - side.start) // 8)
+    return range(side.start + step, side.stop, step)
+
+
+def _pixels(part: Tile) -> int:
+    """How many pixels go through the network for a rectangle."""
+    return math.prod(side.stop - side.start for side in part.outer)
 
 
 def _reduced(photo: Frame, level: int) -> Frame:

@@ -98,6 +98,25 @@ def test_only_tiles_that_a_boundary_passes_are_decided_in_full(cpu, monkeypatch)
     assert ((quick.margin > 0) == ~mask[:, :, 0])[:, far].mean() > 0.995
 
 
+@given(st.lists(st.tuples(st.integers(0, 199), st.integers(0, 259), st.integers(1, 40)), max_size=6))
+@settings(deadline=None, max_examples=60)
+def test_what_is_in_doubt_is_run_once_in_rectangles_of_few_pixels(blobs):
+    doubt = np.zeros((200, 260), np.bool_)
+    for y, x, side in blobs:
+        doubt[y : y + side, x : x + side // 2 + 1] = True
+    core = (slice(8, 190), slice(16, 260))
+    parts = pyramid._in_doubt(core, doubt, 20, 8)
+    times = np.zeros(doubt.shape, np.int64)
+    for part in parts:
+        times[part.core] += 1
+        assert part.outer[0].start % 8 == part.outer[1].start % 8 == 0
+    assert (times[core][doubt[core]] == 1).all()
+    assert times.max() <= 1
+    assert times.sum() == times[core].sum(), "nothing outside of the tile"
+    whole = pyramid._narrowed(core, doubt, 20, 8)
+    assert sum(map(pyramid._pixels, parts)) <= (0 if whole is None else pyramid._pixels(whole))
+
+
 @pytest.mark.usefixtures("small_pyramid")
 def test_coarse_levels_decide_what_the_fine_one_cannot_see(cpu, monkeypatch):
     """Waves too long for the window of the finest level, in one photo only: no detail, but focus."""

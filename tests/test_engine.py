@@ -426,3 +426,23 @@ def test_a_stack_takes_every_depth_from_its_frame(cpu, monkeypatch):
         chosen = np.array(order)[found.labels]
         assert (chosen == truth).mean() > 0.9
         assert found.tiles_run < found.tiles_all
+
+
+def test_no_frame_is_looked_for_far_from_what_it_shows_sharply(cpu, monkeypatch):
+    """A network that always wants the new frame has its way only near what that frame won by detail."""
+    model = tiny_model(1)
+
+    def new_one(image1, _, wanted):
+        tie = torch.ones_like(image1[:, :1, wanted[0], wanted[1]])
+        return FocusMaps(0 * tie, tie)
+
+    monkeypatch.setattr(model, "focus", new_one)
+    sharp = textured(100, 900)
+    soft = (sharp * 0.5 + cv2.GaussianBlur(sharp, (0, 0), 5) * 0.5).astype(np.uint8)  # plausible
+    truth = (np.arange(900) // 300)[None].repeat(100, 0)
+    frames = [np.where((truth == i)[:, :, None], sharp, soft) for i in range(3)]
+    labels = decide_focus(model, frames, cpu, tile=128).labels
+    windows = 4 * 15 + 8  # pixels: four windows of detail, and half of one more that tells the frames apart
+    assert (labels[:, : 300 - windows] == 0).all()
+    assert (labels[:, 270:300] == 1).mean() > 0.9, "there frame 1 is looked for"
+    assert (labels[:, 600 + windows :] == 2).all()
