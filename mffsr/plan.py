@@ -22,6 +22,7 @@ __all__ = ["LARGEST_TILE", "SMALLEST_TILE", "Plan", "memory_of", "plan_tiles", "
 SMALLEST_TILE = 64
 LARGEST_TILE = 512  # to enlarge: beyond, a tile has more sources, and memory is what its features take
 LARGEST_FOCUS_TILE = 768  # to find focus: the wider halo's share still falls
+LARGEST_CUDA_TILE = 2048  # a graphics card needs more pixels at once to be busy, and has the memory
 PROBE = 96  # side of the tile that is timed, less the halo of a network's later half
 SOURCES = 1.5  # frames that win somewhere in a tile, on average
 PROGRAM = 600 << 20  # bytes of the program itself, with its libraries, weights and what oneDNN keeps
@@ -81,6 +82,8 @@ def plan_tiles(
         return size
 
     focus, enlarge = _costs(runtime, model)
+    if runtime.device.type == "cuda":
+        return Plan(focus=side(focus, LARGEST_CUDA_TILE), render=side(enlarge, LARGEST_CUDA_TILE))
     return Plan(focus=side(focus, LARGEST_FOCUS_TILE), render=side(enlarge, LARGEST_TILE))
 
 

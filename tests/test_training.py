@@ -167,10 +167,11 @@ def test_the_average_forgets_its_beginning() -> None:
     average = Average(layer, 0.999)
     torch.nn.init.constant_(layer.weight, 1)
     for step in range(200):
-        average.update(step)
+        average.set_step(step)
+        average.update()
     assert float(average.tensors["weight"]) == pytest.approx(1, abs=0.01)
     torch.nn.init.constant_(layer.weight, math.inf)
-    average.update(200)
+    average.update()
     assert not average.finite()
 
 
@@ -447,12 +448,13 @@ def test_the_meter_reads_the_tool_and_survives_its_absence(tmp_path: Path) -> No
     assert absent.read() is None
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler's own, which it means to hide
 def test_compiled_training_is_the_same_function(photos: Photos, cpu: Runtime, tmp_path: Path) -> None:
     """With the compiler's tracing but no code generation, which needs a C++ compiler."""
     whole = torch.compile
 
-    def traced(function: object) -> object:
-        return whole(function, backend="eager")  # type: ignore[call-overload]
+    def traced(function: object, **options: bool) -> object:
+        return whole(function, backend="eager", **options)  # type: ignore[call-overload]
 
     found: list[Tensor] = []
     for compiled in (False, True):

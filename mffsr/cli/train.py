@@ -291,11 +291,10 @@ class _Told:
         self.last = now
         parts = [] if report.loss is None else [f"loss {report.loss:.5f}"]
         parts += [f"{name} {value:.4g}" for name, value in (report.scores or {}).items()]
-        if report.images_per_second is not None and report.data_share is not None:
-            parts += [
-                f"{report.images_per_second:.1f} patches/s",
-                f"{report.data_share:.0%} of it making data",
-            ]
+        if report.images_per_second is not None:
+            parts.append(f"{report.images_per_second:.1f} patches/s")
+        if report.data_share is not None:
+            parts.append(f"{report.data_share:.0%} of it making data")
         if self.busy is not None:
             parts.append(f"GPU {self.busy:.0%} busy")
         if report.step > self.begun[1] and report.step < report.steps and not self.console.drawing:

@@ -1,7 +1,8 @@
-"""The dense residual block of SRN, with passes of its own for a CPU.
+"""The dense residual block of SRN, computed part by part.
 
-PyTorch copies what a dense layer convolves side by side, and its gradient apart again: on a CPU that takes as
-long as the convolutions. There both passes go part by part.
+PyTorch copies what a dense layer convolves side by side, and its gradient apart again: that takes as long as
+the convolutions. So each part is convolved by itself: on a CPU as each layer asks for it, adding up in place,
+elsewhere at once for all layers that take it, since GPUs are fast with wide convolutions.
 """
 
 from __future__ import annotations
@@ -36,10 +37,22 @@ class DenseResidualBlock(nn.Module):
         if usable(onto):
             out: Tensor = _ByParts.apply(len(parts), onto, *parts, *self.parameters())  # type: ignore[no-untyped-call]
             return out
-        x = torch.cat(parts, 1)
-        for layer in self.layers:
-            x = torch.cat((x, F.relu(layer(x))), 1)
-        return onto + self.fuse(x)
+        return onto + self._fused(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """Return the residual; each part is convolved once, for all layers that take it."""
+        weights, biases = list(self.parameters())[:-2:2], list(self.parameters())[1:-2:2]
+        parts, bias, taken = [x], torch.cat([*biases]), 0
+        sums: Sequence[Tensor] = ()
+        for _ in self.layers:
+            own = slice(taken, taken + parts[-1].shape[1])
+            wide = torch.cat([weight[:, own] for weight in weights])
+            added = F.conv2d(parts[-1], wide, None if taken else bias, padding=1).chunk(len(weights), 1)
+            sums = [x + y for x, y in zip(sums, added, strict=True)] if taken else added
+            parts.append(F.relu(sums[0]))
+            weights, sums, taken = weights[1:], sums[1:], own.stop
+        out: Tensor = self.fuse(torch.cat(parts, 1))
+        return out
 
 
 class _ByParts(torch.autograd.Function):

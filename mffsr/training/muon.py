@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Muon", "build_optimizers", "orthogonalise"]
+__all__ = ["Muon", "build_optimizers", "orthogonalise", "set_rate"]
 
 SMALLEST = 8  # rows and columns from which a layer is worth orthogonalising
 STEPS = 5  # of the iteration
@@ -35,7 +35,9 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum whose steps are orthogonalised; a convolution is taken as a matrix (out, in·k·k)."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], *, lr: float | Tensor, momentum: float = 0.95
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
@@ -60,22 +62,35 @@ class Muon(torch.optim.Optimizer):
                 moves = orthogonalise(stacked.mT if tall else stacked)
                 length = RMS * max(stacked.shape[1:]) ** 0.5
                 for (parameter, _), move in zip(layers, moves.mT if tall else moves, strict=True):
-                    parameter.add_(move.reshape(shape), alpha=-group["lr"] * length)
+                    parameter.sub_(move.reshape(shape) * (group["lr"] * length))  # a rate may be a tensor
 
 
-def build_optimizers(
-    parameters: Sequence[nn.Parameter], rate: float, *, fused: bool | None = None
-) -> list[torch.optim.Optimizer]:
+def build_optimizers(parameters: Sequence[nn.Parameter], rate: float) -> list[torch.optim.Optimizer]:
     """Return Muon for convolutions of some size and Adam for what is left; either only if it has work.
 
-    `fused` is Adam's.
+    For parameters on CUDA the rates are tensors there, so that a CUDA graph of a step can be given others.
     """
     layers = [p for p in parameters if p.ndim == 4 and min(p.shape[0], p[0].numel()) >= SMALLEST]
     chosen = {id(p) for p in layers}
     rest = [p for p in parameters if id(p) not in chosen]
     found: list[torch.optim.Optimizer] = []
+    on_cuda = parameters[0].is_cuda
+
+    def own() -> Any:
+        return torch.tensor(rate, device=parameters[0].device) if on_cuda else rate
+
     if layers:
-        found.append(Muon(layers, lr=rate))
+        found.append(Muon(layers, lr=own()))
     if rest:
-        found.append(torch.optim.Adam(rest, lr=rate, betas=(0.9, 0.99), fused=fused))
+        settings: dict[str, Any] = {"fused": True, "capturable": True} if on_cuda else {}
+        found.append(torch.optim.Adam(rest, lr=own(), betas=(0.9, 0.99), **settings))
     return found
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of what is trained next; without waiting for the device."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

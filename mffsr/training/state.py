@@ -33,12 +33,18 @@ class Average:
         moving = [name for name, value in live.items() if value.is_floating_point()]
         self._live, self._mine = [live[name] for name in moving], [self.tensors[name] for name in moving]
         self._counts = [(self.tensors[n], value) for n, value in live.items() if n not in set(moving)]
+        self._share = torch.zeros((), device=next(iter(live.values())).device)
+
+    def set_step(self, step: int) -> None:
+        """Set how far `update` moves: the first steps count more, so that the beginning is forgotten."""
+        self._share.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move towards the network; the first steps count more, so that the beginning is forgotten."""
-        keep = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._mine, self._live, 1 - keep)
+    def update(self) -> None:
+        """Move towards the network."""
+        way = torch._foreach_sub(self._live, self._mine)
+        torch._foreach_mul_(way, self._share)
+        torch._foreach_add_(self._mine, way)
         for mine, value in self._counts:
             mine.copy_(value)
 

@@ -31,7 +31,7 @@ class Report:
     rate: float
     seconds: float  # since the last report, without validation and saving
     images_per_second: float | None
-    data_share: float | None  # of that time spent on making batches
+    data_share: float | None  # of that time spent on making batches; None where that is done beside training
     gpu_busy: float | None  # share of that time, as the driver tells it
     scores: Mapping[str, float] | None  # validation, where it was due
 
@@ -105,7 +105,7 @@ def train_stage(
             compiled=compiled,
         )
         begun = trainer.resume() if resume and trainer.state.exists() else 0
-    with gpu_meter(runtime.device) as meter:
+    with gpu_meter(runtime.device) as meter, trainer.working():
         reporter = _Reporter(trainer, on_report, meter)
         every = _Every(validate=validate_every, save=save_every, report=report_every)
         step = _go_on(trainer, reporter, every, begun, should_stop)
@@ -180,7 +180,7 @@ class _Reporter:
             rate=learning_rate(stage, max(0, step - 1)),
             seconds=elapsed,
             images_per_second=images / elapsed if self.steps else None,
-            data_share=self.data_time / elapsed if self.steps else None,
+            data_share=self.data_time / elapsed if self.steps and not trainer.makes_ahead else None,
             gpu_busy=self.meter.read() if self.meter else None,
             scores=trainer.validate() if validate and first else None,
         )

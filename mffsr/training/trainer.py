@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -20,14 +21,16 @@ from mffsr.checkpoint import load, read_header, save_network
 from mffsr.device import Runtime
 from mffsr.errors import CheckpointError, TrainingError, UsageError
 from mffsr.model import FAPN, FN, FapnConfig, SrnConfig
+from mffsr.model.dense import DenseResidualBlock
 from mffsr.model.joint import decide, soft_transition
 from mffsr.training import losses
 from mffsr.training.batches import focus_batch, fusion_batch, sr_batch
 from mffsr.training.degrade import Degradation
 from mffsr.training.log import Log
-from mffsr.training.muon import build_optimizers
+from mffsr.training.muon import build_optimizers, set_rate
 from mffsr.training.photos import Photos
 from mffsr.training.processes import Processes
+from mffsr.training.replay import Ahead, Replay
 from mffsr.training.stages import Stage
 from mffsr.training.state import Average, load_state, save_state
 from mffsr.training.synth import mask_bank
@@ -111,7 +114,7 @@ class Trainer:
         trained = self.network.srn if stage.name == "srn" and isinstance(self.network, FN) else self.network
         self.parameters = [p for p in trained.parameters() if p.requires_grad]
         on_cuda = runtime.device.type == "cuda"
-        self.optimizers = build_optimizers(self.parameters, stage.rate, fused=on_cuda or None)
+        self.optimizers = build_optimizers(self.parameters, stage.rate)
         self.average = Average(self.network, stage.ema)
         self.guide: FAPN | None = None
         self._guide_sha = ""
@@ -126,6 +129,10 @@ class Trainer:
         self.compiled = on_cuda and find_spec("triton") is not None if compiled is None else compiled
         self._forward = self._forward_pass(self.network)
         self._focus: Callable[..., Any] | None = self._compile(self.guide) if self.guide is not None else None
+        self._replay = (
+            Replay(self._train) if self.compiled and on_cuda and self.processes.count == 1 else None
+        )
+        self._ahead = Ahead(self._make_batch, runtime.device) if self._replay else None
 
     def _begin(self, initial: Path | None) -> FAPN | FN:
         """Build the network on its device, from random or given weights."""
@@ -156,12 +163,39 @@ class Trainer:
         """Return what turns the images of a batch into what the loss is taken of."""
         if isinstance(network, FAPN):
             return self._compile(network.logits)
-        return self._compile(network.srn if self.stage.name == "srn" else network)
+        for (
+            block
+        ) in network.modules():  # what they make of one serves all: the whole takes minutes to compile
+            if isinstance(block, DenseResidualBlock) and self.compiled:
+                block.compile(dynamic=False)
+        return network.srn if self.stage.name == "srn" else network
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Within the block the trainer is at work; on CUDA on a stream of its own, as recording asks for."""
+        if self._ahead is None:
+            yield
+            return
+        stream = torch.cuda.Stream(self.runtime.device)
+        stream.wait_stream(torch.cuda.current_stream(self.runtime.device))
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            self._ahead.close()
 
     # -- one step -----------------------------------------------------------------------------------------
 
     def batch(self, step: int) -> Any:
-        """Make this process's share of the step's batch."""
+        """Return this process's share of the step's batch."""
+        return self._ahead(step) if self._ahead is not None and self.makes_ahead else self._make_batch(step)
+
+    @property
+    def makes_ahead(self) -> bool:
+        """Whether batches are made beside training: not before the step is recorded, which must be alone."""
+        return self._replay is not None and self._replay.recorded
+
+    def _make_batch(self, step: int) -> Any:
         stage, options = self.stage, self.options
         first = self.processes.rank * stage.batch
         samples = range(first, first + stage.batch)
@@ -179,9 +213,14 @@ class Trainer:
         """Train one step. Nothing waits for the device: the loss is summed up there, see `mean_loss`."""
         self.network.train()
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.stage, step)
+            set_rate(optimizer, learning_rate(self.stage, step))
+        self.average.set_step(step)
         batch = type(batch)(*(t.contiguous(memory_format=torch.channels_last) for t in batch))
+        (self._replay or self._train)(batch)
+        self._summed += 1
+
+    def _train(self, batch: Any) -> None:
+        """Do a step's work on the device; the same whatever the step."""
         loss = self._loss(batch)
         loss.backward()
         total = self.processes.average_gradients(self.parameters, loss.detach())
@@ -189,9 +228,8 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        self.average.update(step)
+        self.average.update()
         self._sums += torch.stack((total, norm))
-        self._summed += 1
 
     def _loss(self, batch: Any) -> Tensor:
         stage = self.stage
