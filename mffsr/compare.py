@@ -50,6 +50,7 @@ TIE = 26  # margins (of 255) below this are a tie
 CLEAR = 128  # margins from here on settle a pixel, if …
 NEAR = 8  # … all those within so many pixels, of the coarse level, say the same
 HOPE = 1.15  # a cut may first take so much more, if further ones could make up for it
+CUDA_START = 1 << 17  # pixels that a graphics card would do while the host starts the network once
 SMALLEST_SIDE = 384  # pixels: a level's shorter side, at least
 UNDECIDED = 0.15  # contrasts of detail below this are within what noise does
 DETAIL_WINDOW = 0.015  # of the shorter side, at least …
@@ -86,15 +87,17 @@ def compare(
     *,
     tile: int,
     where: NDArray[np.bool_] | None = None,
+    differs: NDArray[np.float16] | None = None,
     adaptive: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
     """Compare two photographs H×W×C of one size.
 
     `tile` is the side of a tile's core in pixels; it changes memory and time, not the result. Pixels not in
-    `where` (H×W) need no decision; their margin means nothing. Without `adaptive` every level runs
-    everywhere, and a coarse one counts only where the finer ones see a tie, or no detail. `progress` is given
-    the tiles of the finest level that are done, and all of them.
+    `where` (H×W) need no decision; their margin means nothing. `differs` is the `contrast` of the two
+    photographs' detail (H×W), if it is known already. Without `adaptive` every level runs everywhere, and a
+    coarse one counts only where the finer ones see a tie, or no detail. `progress` is given the tiles of the
+    finest level that are done, and all of them.
     """
     top = levels(*photo1.shape[:2])
     config = model.fapn.config
@@ -110,7 +113,8 @@ def compare(
             doubt = cv2.resize(settled.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST) == 0
         margin = np.asarray(cv2.resize(margin, size[::-1], interpolation=cv2.INTER_LINEAR), np.int16)
         if top:
-            shown = contrast(*(detail(photo) for photo in pair)) >= UNDECIDED
+            known = differs if level == 0 else None
+            shown = (contrast(*map(detail, pair)) if known is None else known) >= UNDECIDED
         if level < top:
             near = np.ones((detail_window(*size),) * 2, np.uint8)
             doubt &= cv2.dilate(shown.astype(np.uint8), near) > 0
@@ -121,7 +125,8 @@ def compare(
         for done, whole in enumerate(plan, 1):
             parts = [whole]
             if adaptive or where is not None:
-                parts = _in_doubt(whole.core, doubt, config.reach, config.sam_window)
+                start = CUDA_START if runtime.device.type == "cuda" else 0
+                parts = _in_doubt(whole.core, doubt, config.reach, config.sam_window, start)
             run += bool(parts)
             for part in parts:
                 image1, image2 = (to_tensor(photo[part.outer], runtime) for photo in pair)
@@ -136,20 +141,26 @@ def compare(
     return Comparison(margin, run, len(plan))
 
 
-def _in_doubt(core: Region, doubt: NDArray[np.bool_], reach: int, grid: int) -> list[Tile]:
-    """Return rectangles of `core` that hold all its pixels in doubt, cut to be few with their halos."""
+def _in_doubt(core: Region, doubt: NDArray[np.bool_], reach: int, grid: int, start: int = 0) -> list[Tile]:
+    """Return rectangles of `core` that hold all its pixels in doubt, cut to be few with their halos.
+
+    Each counts as `start` pixels more than it has.
+    """
     whole = _narrowed(core, doubt, reach, grid)
     if whole is None:
         return []
 
+    def cost(part: Tile) -> int:
+        return start + math.prod(side.stop - side.start for side in part.outer)
+
     def least(halves: tuple[Region, Region]) -> int:
-        return sum(_pixels(part) for half in halves if (part := _narrowed(half, doubt, reach, grid)))
+        return sum(cost(part) for half in halves if (part := _narrowed(half, doubt, reach, grid)))
 
     best = min(_halvings(whole.core), key=least, default=None)
-    if best is None or least(best) > HOPE * _pixels(whole):
+    if best is None or least(best) > HOPE * cost(whole):
         return [whole]
-    parts = [part for half in best for part in _in_doubt(half, doubt, reach, grid)]
-    return parts if sum(map(_pixels, parts)) < _pixels(whole) else [whole]
+    parts = [part for half in best for part in _in_doubt(half, doubt, reach, grid, start)]
+    return parts if sum(map(cost, parts)) < cost(whole) else [whole]
 
 
 def _narrowed(core: Region, doubt: NDArray[np.bool_], reach: int, grid: int) -> Tile | None:
@@ -176,11 +187,6 @@ def _halvings(core: Region) -> Iterator[tuple[Region, Region]]:
 def _eighths(side: slice) -> range:
     step = -(-(side.stop - side.start) // 8)
     return range(side.start + step, side.stop, step)
-
-
-def _pixels(part: Tile) -> int:
-    """How many pixels go through the network for a rectangle."""
-    return math.prod(side.stop - side.start for side in part.outer)
 
 
 def _reduced(photo: Frame, level: int) -> Frame:
@@ -226,7 +232,8 @@ def detail(photo: Frame) -> Detail:
     out = np.empty((height, width), np.float16)
     for rows in row_blocks(photo.shape, 4 * channels):
         outer = slice(max(0, rows.start - margin), min(height, rows.stop + margin))
-        gray = photo[outer, slice(None)].mean(2, dtype=np.float32) / unit
+        block = photo[outer, slice(None)].astype(np.float32)
+        gray = cv2.transform(block, np.full((1, channels), 1 / (channels * unit), np.float32))
         edges = np.abs(cv2.Laplacian(cv2.GaussianBlur(gray, (0, 0), 1.2), cv2.CV_32F))
         inner = slice(rows.start - outer.start, rows.stop - outer.start)
         out[rows] = cv2.blur(edges, (window, window))[inner]
@@ -235,7 +242,10 @@ def detail(photo: Frame) -> Detail:
 
 def contrast(first: Detail, second: Detail) -> NDArray[np.float16]:
     """Return how much more detail one has than the other, |d1 − d2| / (d1 + d2), 0 (as much) … 1."""
-    found: NDArray[np.float16] = np.abs(first - second) / (first + second + np.float16(FLOOR))
+    found = np.empty(first.shape, np.float16)
+    for rows in row_blocks(first.shape, 4):
+        one, other = (x[rows].astype(np.float32) for x in (first, second))  # the processor knows no float16
+        found[rows] = np.abs(one - other) / (one + other + FLOOR)
     return found
 
 

@@ -13,6 +13,7 @@ composite is complete before the next comparison begins, so the map does not dep
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import cv2
@@ -31,7 +32,7 @@ __all__ = ["FocusMap", "Labels", "decide_focus", "preview"]
 Tie = Literal["first", "last"] | None
 Seen = Callable[[int], NDArray[np.bool_]] | None
 Progress = Callable[[int, int], None]
-Hold = Callable[[Frame, Frame, NDArray[np.bool_] | None, Progress], Comparison]
+Hold = Callable[..., Comparison]  # of two frames, by the network
 
 PLAUSIBLE = 0.5  # a frame with less of the composite's detail than this is not in focus there
 SEARCH = 4  # detail windows: no further from where it has most detail is a frame looked for
@@ -69,9 +70,7 @@ def decide_focus(
     of them.
     """
 
-    def hold(one: Frame, other: Frame, where: NDArray[np.bool_] | None, told: Progress) -> Comparison:
-        return compare(model, one, other, runtime, tile=tile, where=where, adaptive=adaptive, progress=told)
-
+    hold = partial(compare, model, runtime=runtime, tile=tile, adaptive=adaptive)
     details = _measure(frames, tie, seen)
     decide = _decide_pair if len(frames) == 2 else _decide_stack
     return decide(frames, details, hold, tie, seen, progress)
@@ -111,7 +110,7 @@ def _decide_pair(
     frames: Sequence[Frame], details: _Details, hold: Hold, tie: Tie, seen: Seen, progress: Progress
 ) -> FocusMap:
     """Decide between two frames, as the paper does."""
-    compared = hold(frames[0], frames[1], None, progress)
+    compared = hold(frames[0], frames[1], differs=details.contrast, progress=progress)
     margin = np.abs(compared.margin).astype(np.uint8)
     wins = compared.margin > 0
     if tie is not None:
@@ -156,7 +155,7 @@ def _decide_stack(
         def told(done: int, total: int, before: int = index) -> None:
             progress(before * total + done, len(frames) * total)
 
-        compared = hold(composite, frame, where, told)
+        compared = hold(composite, frame, where=where, progress=told)
         run, every = run + compared.tiles_run, every + compared.tiles_all
         margin = np.abs(compared.margin).astype(np.uint8)
         wins = where & (compared.margin > 0)
