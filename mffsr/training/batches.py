@@ -135,15 +135,18 @@ def _blurs(rngs: Sequence[Generator], scale: float, device: torch.device) -> tup
 
 
 def _bracket(
-    photos: Photos, masks: Tensor, size: int, rngs: Sequence[Generator], scale: int
+    photos: Photos, masks: Tensor, size: int, rngs: Sequence[Generator], scale: int, *, count: int = 2
 ) -> tuple[Tensor, Frames]:
-    """Cut sharp patches of size + 2·MARGIN and photograph each twice; nothing is cut off yet."""
+    """Cut sharp patches of size + 2·MARGIN and photograph each twice; nothing is cut off yet.
+
+    Only the first `count` of the two frames are made.
+    """
     outer = size + 2 * MARGIN
     image = photos.cut([photos.choose(outer, rng) for rng in rngs], outer)
     layers = _layers(masks, outer, rngs)
     blurs, radii = _blurs(rngs, scale, image.device)
     matte = upload(np.array([rng.random() < 0.5 for rng in rngs]), image.device)
-    return image, defocus(image, layers, blurs, radii, matte)
+    return image, defocus(image, layers, blurs[:count], radii, matte)
 
 
 def _inner(x: Tensor, margin: int) -> Tensor:
@@ -270,7 +273,7 @@ def sr_batch(
         wide = outer + 2 * SOFT_MARGIN
         parts.append(_soften(photos.cut([photos.choose(wide, rng) for rng in sharp], wide), soft, sharp))
     if blurred:
-        _, made = _bracket(photos, masks, outer, blurred, scale)
+        _, made = _bracket(photos, masks, outer, blurred, scale, count=1)
         parts.append(_inner(made.frames[0], MARGIN).clamp(0, 1))
     high = torch.cat(parts)
     low = reduce(high, scale, kind, rngs)

@@ -25,11 +25,11 @@ RMS = 0.2  # of Adam's usual step, in learning rates
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Return matrices (..., m, n), m ≤ n, with singular values of about 1 (0.7…1.2): Newton–Schulz."""
     a, b, c = QUINTIC
-    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(STEPS):
+    x = (matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)).reshape(-1, *matrices.shape[-2:])
+    for _ in range(STEPS):  # x ← a x + (b G + c G²) x, G = x xᵀ
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.reshape(matrices.shape)
 
 
 class Muon(torch.optim.Optimizer):
@@ -46,23 +46,25 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("closure given, expected None")
         for group in self.param_groups:
-            alike: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                ahead = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's
-                alike[tuple(parameter.shape)].append((parameter, ahead.flatten(1)))
-            for shape, layers in alike.items():  # layers of one shape at once
-                stacked = torch.stack([ahead for _, ahead in layers])
+            layers = [p for p in group["params"] if p.grad is not None]
+            if not layers:
+                continue
+            for layer in layers:
+                if not self.state[layer]:
+                    self.state[layer]["momentum"] = torch.zeros_like(layer)
+            momenta, gradients = [self.state[p]["momentum"] for p in layers], [p.grad for p in layers]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
+            alike: dict[torch.Size, list[int]] = defaultdict(list)
+            for index, layer in enumerate(layers):
+                alike[layer.shape].append(index)
+            for shape, members in alike.items():  # layers of one shape at once
+                stacked = torch.stack([ahead[i].flatten(1) for i in members])
                 tall = stacked.shape[1] > stacked.shape[2]
                 moves = orthogonalise(stacked.mT if tall else stacked)
                 length = RMS * max(stacked.shape[1:]) ** 0.5
-                for (parameter, _), move in zip(layers, moves.mT if tall else moves, strict=True):
-                    parameter.sub_(move.reshape(shape) * (group["lr"] * length))  # a rate may be a tensor
+                moves = (moves.mT if tall else moves) * (group["lr"] * length)  # a rate may be a tensor
+                torch._foreach_sub_([layers[i] for i in members], list(moves.reshape(-1, *shape)))
 
 
 def build_optimizers(parameters: Sequence[nn.Parameter], rate: float) -> list[torch.optim.Optimizer]:
