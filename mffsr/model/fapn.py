@@ -150,13 +150,14 @@ class FR(nn.Module):
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, feature: Tensor, local: Tensor, glob: Tensor) -> Tensor:
-        refined = torch.sigmoid(convolve(self.conv, feature, slope=0.0))
+        refined = convolve(self.conv, feature, slope=0.0)
         if self.training or torch.is_grad_enabled():
             # Normalised in float32: half-precision statistics are rough, and on a CPU twice as slow to train.
-            normal = self.norm(refined.to(self.norm.weight.dtype))
+            normal = self.norm(torch.sigmoid(refined).to(self.norm.weight.dtype))
             return torch.cat((normal.to(local.dtype) + local, glob), 1)  # (9)
         scale, shift = (x.to(local.dtype).view(1, -1, 1, 1) for x in self._affine())
-        torch.addcmul(local + shift, refined, scale, out=feature[:, : local.shape[1]])  # (9)
+        torch.addcmul(shift, refined.sigmoid_(), scale, out=refined)
+        torch.add(local, refined, out=feature[:, : local.shape[1]])  # (9)
         return feature
 
     def _affine(self) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mffsr.allocator import make_room_for
 from mffsr.limits import SCALES
 from mffsr.model.blocks import (
     LEAK,
@@ -139,6 +140,7 @@ class SRN(nn.Module):
         if wanted is not None:
             outer, inner = widened(wanted, self.config.reach, image)
             image = crop(image, outer)
+            make_room_for(image.nbytes)
             later, inner = widened(inner, self.config.upward_reach, image)
         gradient = gradient_map(image)
         low = self.shallow(image)  # F^l
@@ -189,4 +191,4 @@ def _deconv(width: int, step: int) -> tuple[nn.Module, nn.Module]:
     """
     kernel = 2 * step if step % 2 == 0 else 3 * step
     padding = (kernel - step) // 2
-    return nn.ConvTranspose2d(width, width, kernel, step, padding), nn.LeakyReLU(LEAK)
+    return nn.ConvTranspose2d(width, width, kernel, step, padding), nn.LeakyReLU(LEAK, inplace=True)

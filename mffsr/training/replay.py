@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,13 +55,6 @@ class Replay(Generic[T]):
         self._graph.replay()
 
 
-class _Made(NamedTuple, Generic[T]):
-    """A batch, and when its stream will have made it."""
-
-    batch: T
-    ready: torch.cuda.Event
-
-
 class Ahead(Generic[T]):
     """Returns `make(step)`, and makes the next step's meanwhile, in a thread and on a stream of its own."""
 
@@ -70,23 +63,24 @@ class Ahead(Generic[T]):
         self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))  # the photographs arrive on this one
         self._thread = ThreadPoolExecutor(1, "batches")
-        self._next: tuple[int, Future[_Made[T]]] | None = None
+        # The step of the batch that is being made, the batch, and when its stream will have made it.
+        self._next: tuple[int, Future[tuple[T, torch.cuda.Event]]] | None = None
 
     def __call__(self, step: int) -> T:
         """Return the step's batch, ready for what the current stream is given from now on."""
         waiting = self._next
         future = waiting[1] if waiting and waiting[0] == step else self._thread.submit(self._run, step)
-        made = future.result()
+        batch, ready = future.result()
         self._next = (step + 1, self._thread.submit(self._run, step + 1))
         stream = torch.cuda.current_stream(self._stream.device)
-        stream.wait_event(made.ready)
-        for tensor in made.batch:
+        stream.wait_event(ready)
+        for tensor in batch:
             tensor.record_stream(stream)
-        return made.batch
+        return batch
 
-    def _run(self, step: int) -> _Made[T]:
+    def _run(self, step: int) -> tuple[T, torch.cuda.Event]:
         with torch.cuda.stream(self._stream):
-            return _Made(self._make(step), self._stream.record_event())
+            return self._make(step), self._stream.record_event()
 
     def close(self) -> None:
         """End the thread; a batch that nobody asked for is dropped."""
