@@ -73,7 +73,7 @@ def weights_folder() -> Path:
 def find(weights: str, scale: int) -> tuple[Path, Path | None]:
     """Return the FAPN file and the FN file (None at scale 1) that `weights` stands for.
 
-    `weights` is the name of a bundled set ("photo", "paper"), a folder with `fapn.safetensors` and
+    `weights` is the name of a bundled set ("photo", "clean", "paper"), a folder with `fapn.safetensors` and
     `x2.safetensors` … as training writes it, or one file, which replaces the bundled one of its kind. A
     folder without a FAPN, as of a run that trained SRN alone, goes with the bundled one, but not at scale 1,
     where it would give nothing. Raises CheckpointError where a file is missing.

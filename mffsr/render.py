@@ -24,7 +24,9 @@ from mffsr.tiles import Span, Tile, tiles
 
 __all__ = ["Rendered", "enlarge_plane", "render"]
 
-BORDER = 8  # source pixels mirrored beyond the edge: zeros there would shade the rim of an even picture
+# Source pixels mirrored beyond the edge. Zeros there shade the rim of an even picture by up to 2 of 255
+# levels, after one pixel by 0.6. More of them cost detail, since SRN has learned beside zeros: eight 0.04 dB.
+BORDER = 1
 
 
 class Rendered(NamedTuple):
