@@ -101,6 +101,7 @@ def compare(
     """
     top = levels(*photo1.shape[:2])
     config = model.fapn.config
+    start = CUDA_START if runtime.device.type == "cuda" else 0
     margin: Margin = np.zeros((1, 1), np.int16)
     shown = np.zeros((1, 1), np.bool_)
     run, plan = 0, list[Tile]()
@@ -125,7 +126,6 @@ def compare(
         for done, whole in enumerate(plan, 1):
             parts = [whole]
             if adaptive or where is not None:
-                start = CUDA_START if runtime.device.type == "cuda" else 0
                 parts = _in_doubt(whole.core, doubt, config.reach, config.sam_window, start)
             run += bool(parts)
             for part in parts:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mffsr.allocator import make_room_for
 from mffsr.compare import to_tensor
 from mffsr.device import Runtime
 from mffsr.errors import MffsrError
@@ -90,7 +89,6 @@ def _render_tile(
     """Return the core of one tile, (1, 3, s·h, s·w) float32."""
     left, right, top, bottom = border = _border(part, labels.shape) if model.scale > 1 else (0, 0, 0, 0)
     images = [F.pad(to_tensor(frame[part.outer], runtime), border, mode="reflect") for frame in frames]
-    make_room_for(images[0].nbytes)
     own = np.pad(labels[part.outer], ((top, bottom), (left, right)), mode="reflect")
     binary = np.stack([own == source for source in sources]).astype(np.float32)
     masks = torch.from_numpy(binary).to(runtime.device)[None]

@@ -163,10 +163,9 @@ class Trainer:
         """Return what turns the images of a batch into what the loss is taken of."""
         if isinstance(network, FAPN):
             return self._compile(network.logits)
-        for (
-            block
-        ) in network.modules():  # what they make of one serves all: the whole takes minutes to compile
-            if isinstance(block, DenseResidualBlock) and self.compiled:
+        # Block by block: the code of the first serves all that are alike. The whole would take minutes.
+        for block in network.modules() if self.compiled else ():
+            if isinstance(block, DenseResidualBlock):
                 block.compile(dynamic=False)
         return network.srn if self.stage.name == "srn" else network
 
