@@ -68,9 +68,12 @@ class Comparison(NamedTuple):
 
 def to_tensor(pixels: Pixels, runtime: Runtime) -> Tensor:
     """Return pixels (H, W, 1 or 3) as an image (1, 3, H, W) in [0, 1], float32, channels last."""
-    most = np.iinfo(pixels.dtype).max
-    array = torch.from_numpy(np.ascontiguousarray(pixels).astype(np.float32))
-    image = array.to(runtime.device, non_blocking=True).permute(2, 0, 1)[None] / most
+    own = np.array(pixels)
+    if own.dtype == np.uint16:  # few devices know it
+        values = torch.from_numpy(own.view(np.int16)).to(runtime.device).to(torch.int32) & 0xFFFF
+    else:
+        values = torch.from_numpy(own).to(runtime.device)
+    image = values.to(torch.float32).div_(np.iinfo(own.dtype).max).permute(2, 0, 1)[None]
     return image.expand(1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
@@ -230,7 +233,7 @@ def detail(photo: Frame) -> Detail:
     margin = window // 2 + 6
     unit = 257 if photo.dtype == np.uint16 else 1
     out = np.empty((height, width), np.float16)
-    for rows in row_blocks(photo.shape, 4 * channels):
+    for rows in row_blocks(photo.shape, 4, least=8 * margin):
         outer = slice(max(0, rows.start - margin), min(height, rows.stop + margin))
         block = photo[outer, slice(None)].astype(np.float32)
         gray = cv2.transform(block, np.full((1, channels), 1 / (channels * unit), np.float32))
@@ -257,7 +260,7 @@ def detail_window(height: int, width: int) -> int:
 def _read(maps: FocusMaps) -> Margin:
     """Return 255 · (M2 − M1) of a tile's core, rounded away from zero so that the sign is kept."""
     difference = (maps.m2 - maps.m1)[0, 0]
-    if not bool(torch.isfinite(difference).all()):
+    if not math.isfinite(float(difference.sum())):
         raise MffsrError(
             "the focus map is not finite: damaged weights, or a precision too low for them\n"
             "try --precision fp32"

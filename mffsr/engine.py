@@ -26,7 +26,7 @@ from mffsr.device import Runtime, choose
 from mffsr.errors import DeviceError, UsageError, is_out_of_memory
 from mffsr.events import Events
 from mffsr.focus_map import FocusMap, Labels, decide_focus
-from mffsr.frames import Frame, FrameStore
+from mffsr.frames import Frame, FrameStore, row_blocks
 from mffsr.model import JointModel
 from mffsr.photo import Photo, output_metadata, with_depth
 from mffsr.photo.align import Registration
@@ -201,14 +201,16 @@ def _told(
     seconds: dict[str, float],
 ) -> Fusion:
     """Put together what was found out along the way, its frames called by their index in the order given."""
-    given = np.array(stack.order, np.uint16)[labels]
-    shares = np.bincount(given.ravel(), minlength=len(stack.heads)) / given.size
+    given, counts = np.empty_like(labels), np.zeros(len(stack.heads), np.int64)
+    for rows in row_blocks(labels.shape, 8):
+        given[rows] = np.array(stack.order, np.uint16)[labels[rows]]
+        counts += np.bincount(given[rows].ravel(), minlength=len(counts))
     return Fusion(
         photo=photo,
         labels=given,
         confidence=focus.confidence,
         registrations=registrations,
-        shares=shares.tolist(),
+        shares=(counts / given.size).tolist(),
         rendered=rendered,
         focus_tiles=(focus.tiles_run, focus.tiles_all),
         undecided=focus.undecided,

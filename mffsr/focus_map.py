@@ -71,9 +71,28 @@ def decide_focus(
     """
 
     hold = partial(compare, model, runtime=runtime, tile=tile, adaptive=adaptive)
-    details = _measure(frames, tie, seen)
     decide = _decide_pair if len(frames) == 2 else _decide_stack
-    return decide(frames, details, hold, tie, seen, progress)
+    return decide(frames, hold, tie, seen, progress)
+
+
+def _decide_pair(frames: Sequence[Frame], hold: Hold, tie: Tie, seen: Seen, progress: Progress) -> FocusMap:
+    """Decide between two frames, as the paper does."""
+    differs = contrast(detail(frames[0]), detail(frames[1]))
+    undecided = undecided_regions(differs)
+    compared = hold(frames[0], frames[1], differs=differs, progress=progress)
+    margin = np.abs(compared.margin).astype(np.uint8)
+    wins = compared.margin > 0
+    if tie is not None:
+        wins = np.where((margin < TIE) | undecided, tie == "last", wins)
+    if seen is not None:
+        wins = seen(1) & (wins | ~seen(0))
+    return FocusMap(
+        wins.astype(np.uint16),
+        margin,
+        float(undecided.mean()),
+        compared.tiles_run,
+        compared.tiles_all,
+    )
 
 
 class _Details(NamedTuple):
@@ -106,30 +125,9 @@ def _measure(frames: Sequence[Frame], tie: Tie, seen: Seen) -> _Details:
     return _Details(most, differs, sharpest, undecided_regions(differs), around)
 
 
-def _decide_pair(
-    frames: Sequence[Frame], details: _Details, hold: Hold, tie: Tie, seen: Seen, progress: Progress
-) -> FocusMap:
-    """Decide between two frames, as the paper does."""
-    compared = hold(frames[0], frames[1], differs=details.contrast, progress=progress)
-    margin = np.abs(compared.margin).astype(np.uint8)
-    wins = compared.margin > 0
-    if tie is not None:
-        wins = np.where((margin < TIE) | details.undecided, tie == "last", wins)
-    if seen is not None:
-        wins = seen(1) & (wins | ~seen(0))
-    return FocusMap(
-        wins.astype(np.uint16),
-        margin,
-        float(details.undecided.mean()),
-        compared.tiles_run,
-        compared.tiles_all,
-    )
-
-
-def _decide_stack(
-    frames: Sequence[Frame], details: _Details, hold: Hold, tie: Tie, seen: Seen, progress: Progress
-) -> FocusMap:
+def _decide_stack(frames: Sequence[Frame], hold: Hold, tie: Tie, seen: Seen, progress: Progress) -> FocusMap:
     """Decide between more than two frames: the sharpest by detail, then FAPN against their composite."""
+    details = _measure(frames, tie, seen)
     labels = details.sharpest.copy()
     glow = Glow.of(details.most, details.contrast, details.around)
     if tie is None:

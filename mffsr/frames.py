@@ -129,9 +129,9 @@ def disk_needed(count: int, nbytes: int) -> int:
     return count * nbytes if count * nbytes > IN_MEMORY else 0
 
 
-def row_blocks(shape: tuple[int, ...], itemsize: int = 1) -> Iterator[slice]:
-    """Cut the rows of a frame of `shape` into blocks of about `BLOCK` bytes."""
-    step = max(1, BLOCK // max(1, int(np.prod(shape[1:])) * itemsize))
+def row_blocks(shape: tuple[int, ...], itemsize: int = 1, *, least: int = 1) -> Iterator[slice]:
+    """Cut the rows of a frame of `shape` into blocks of about `BLOCK` bytes, but of `least` rows."""
+    step = max(least, BLOCK // max(1, int(np.prod(shape[1:])) * itemsize))
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))
 

@@ -58,9 +58,12 @@ def _nearest(labels: Labels, unknown: NDArray[np.bool_]) -> tuple[Labels, NDArra
     distance, nearest = cv2.distanceTransformWithLabels(
         unknown.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
+    beside = (cv2.dilate(unknown.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0) & ~unknown
     source = np.zeros(int(nearest.max()) + 1, np.uint16)
-    source[nearest[~unknown]] = labels[~unknown]
-    return source[nearest], np.asarray(distance, np.float32)
+    source[nearest[beside]] = labels[beside]
+    known = labels.copy()
+    known[unknown] = source[nearest[unknown]]
+    return known, np.asarray(distance, np.float32)
 
 
 def settle_undecided(labels: Labels, contrast: NDArray[np.float16], glow: NDArray[np.bool_]) -> Labels:

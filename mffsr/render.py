@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -114,17 +115,23 @@ def _border(part: Tile, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
 
 
 def _to_pixels(image: torch.Tensor, dtype: type[np.uint8 | np.uint16], channels: int) -> Pixels:
-    """Round an image (1, 3, h, w) to integers; one channel is the mean of the three."""
-    if not bool(torch.isfinite(image).all()):
-        raise MffsrError(
-            "the picture is not finite: damaged weights, or a precision too low for them\n"
-            "try --precision fp32"
-        )
-    if channels == 1:
-        image = image.mean(1, keepdim=True)
-    array = (image[0].clamp(0, 1) * np.iinfo(dtype).max).round().permute(1, 2, 0).cpu().numpy()
-    pixels: Pixels = array.astype(dtype)
-    return pixels
+    """Round an image (1, 3, h, w) to integers; one channel is the mean of the three.
+
+    On the image's device, from which fewer bytes then have to come.
+    """
+    with torch.inference_mode():
+        if channels == 1:
+            image = image.mean(1, keepdim=True)
+        if not math.isfinite(float(image.sum())):
+            raise MffsrError(
+                "the picture is not finite: damaged weights, or a precision too low for them\n"
+                "try --precision fp32"
+            )
+        rounded = image[0].permute(1, 2, 0).clamp(0, 1).mul_(np.iinfo(dtype).max).round_()
+        if dtype == np.uint8:
+            return np.asarray(rounded.to(torch.uint8).cpu().numpy())
+        low = rounded.to(torch.int32).to(torch.int16)  # the lower 16 bits; few devices know unsigned ones
+        return np.asarray(low.cpu().numpy().view(np.uint16))
 
 
 def enlarge_plane(planes: Sequence[Frame], labels: Labels, scale: int) -> Pixels:

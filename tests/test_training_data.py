@@ -264,6 +264,16 @@ def test_photos_are_decoded_in_order_and_gray_ones_become_rgb(tmp_path: Path) ->
     assert found.megapixels == pytest.approx(0.048)
 
 
+def test_photos_are_there_smaller_too_where_they_stay_large_enough(tmp_path: Path) -> None:
+    Image.fromarray(textured(100, 200, 1)).save(tmp_path / "a.png")
+    Image.fromarray(textured(200, 240, 2)).save(tmp_path / "b.png")
+    found = load_photos(find_photos(tmp_path), CPU, smallest=96, reduced=(0.5,))
+    assert [Path(name).name for name in found.names] == ["a.png", "b.png", "b.png"]
+    assert found.images[2].shape == (3, 100, 120)
+    mean = found.images[1].float().unflatten(1, (100, 2)).unflatten(3, (120, 2)).mean((2, 4))
+    assert (found.images[2] - mean).abs().max() <= 0.5
+
+
 def test_photos_take_their_images_out_of_the_list(photos: Photos) -> None:
     """So that no more than one of them is there twice while they are put into one piece."""
     given = [image.clone() for image in photos.images]
@@ -362,6 +372,23 @@ def test_low_and_high_resolution_fit_together(photos: Photos, masks: Tensor, sca
     for low, high in ((made.low1, made.high1), (made.low2, made.high2)):
         reduced = degrade.reduce_antialiased(high, scale)
         assert (reduced - low)[:, :, 2:-2, 2:-2].abs().max() < 1.01 / 255
+
+
+def test_half_of_the_patches_have_other_colours_and_half_other_tones(masks: Tensor) -> None:
+    stripes = np.zeros((150, 150, 3), np.uint8)
+    stripes[::2] = 60, 120, 180
+    planes = [torch.from_numpy(np.ascontiguousarray(stripes.transpose(2, 0, 1)))]
+    photos = Photos(planes, [sharp_blocks(stripes)], ["stripes"])
+    made = sr_batch(photos, masks, 16, 2, "clean", 0, 0, range(64), defocused=0, soft=0).high
+    colours = (made.amax((2, 3)) * 255).numpy()
+    swapped = (np.diff(colours) <= 0).any(1)
+    assert 0.25 < swapped.mean() < 0.6  # of six orders one is the old one
+    bent = np.abs(np.sort(colours) - (60, 120, 180)).max(1) > 0.5
+    assert 0.35 < bent.mean() < 0.65
+    gamma = np.log(np.sort(colours) / 255) / np.log(np.array((60, 120, 180)) / 255)
+    assert np.allclose(gamma, gamma[:, :1], atol=0.01)  # one for all colours of a patch
+    assert gamma.min() >= 0.6
+    assert gamma.max() <= 1.66
 
 
 def test_a_share_of_the_patches_is_soft_with_its_truth(photos: Photos, masks: Tensor) -> None:

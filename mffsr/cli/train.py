@@ -384,7 +384,7 @@ def _photos(
     console: Console,
 ) -> tuple[Photos, Photos]:
     """Load the training and the validation photographs."""
-    from mffsr.training.photos import FEWEST, find_photos, hold_out, load_photos
+    from mffsr.training.photos import FEWEST, REDUCED, find_photos, hold_out, load_photos
     from mffsr.training.train import patch_needed
     from mffsr.training.validate import SMALLEST
 
@@ -401,10 +401,11 @@ def _photos(
         console.progress("Decoding", done, len(paths) + len(held_out))
 
     smallest = max(patch_needed(stage, scale) for stage in stages)
-    photos = load_photos(paths, runtime.device, smallest=smallest, progress=count)
+    photos = load_photos(paths, runtime.device, smallest=smallest, reduced=REDUCED, progress=count)
     scored = load_photos(held_out, runtime.device, smallest=SMALLEST, progress=count)
     console.message(
-        f"{len(photos)} photographs, {photos.megapixels:.1f} megapixels; {len(scored)} to validate on"
+        f"{len(paths)} photographs, {photos.megapixels:.1f} megapixels with their smaller copies; "
+        f"{len(scored)} to validate on"
     )
     return photos, scored
 

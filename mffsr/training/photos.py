@@ -23,6 +23,7 @@ from mffsr.photo.capture import SUFFIXES
 __all__ = ["Crop", "Photos", "find_photos", "hold_out", "load_photos", "sharp_blocks", "upload"]
 
 BLOCK = 32  # side of the blocks whose sharpness is judged, pixels
+REDUCED = (0.6,)  # sizes at which each photograph is trained on as well: details of other sizes
 FEWEST = 2  # photographs a folder must hold: one to train on, one to validate on
 # Turns of a square of side n + 1: pixel (i, j) is taken from the row and the column n·a + i·b + j·c.
 _TURNS = (
@@ -194,15 +195,21 @@ def hold_out(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def load_photos(
-    paths: Sequence[Path], device: torch.device, *, smallest: int, progress: Callable[[], None] | None = None
+    paths: Sequence[Path],
+    device: torch.device,
+    *,
+    smallest: int,
+    reduced: Sequence[float] = (),
+    progress: Callable[[], None] | None = None,
 ) -> Photos:
     """Decode the photos to uint8 tensors on `device`.
 
+    Each is there once more, so much smaller, for every factor in `reduced` that leaves it large enough.
     Every fault is collected and named before training starts: TrainingError for photos that cannot be
     read, UsageError for those with a side shorter than `smallest` pixels.
     """
 
-    def load(path: Path) -> tuple[Tensor, NDArray[np.float32]] | _Fault:
+    def load(path: Path) -> list[tuple[Tensor, NDArray[np.float32]]] | _Fault:
         try:
             photo = read_photo(path)
         except PhotoError as error:
@@ -213,10 +220,14 @@ def load_photos(
             return _Fault(text, damaged=False)
         pixels = with_depth(photo, 8).pixels.astype(np.uint8, copy=False)
         pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
-        planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        copies = [
+            np.asarray(cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA), np.uint8)
+            for factor in reduced
+            if min(width, height) * factor >= smallest
+        ]
         if progress:
             progress()
-        return planes.to(device), sharp_blocks(pixels)
+        return [(_planes(image).to(device), sharp_blocks(image)) for image in (pixels, *copies)]
 
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(load, paths))
@@ -231,9 +242,16 @@ def load_photos(
         raise UsageError(f"{text}\nremove these photographs, or train with a smaller --patch")
     loaded = [item for item in results if not isinstance(item, _Fault)]
     del results
-    sharp = [item[1] for item in loaded]
-    images = [loaded.pop(0)[0] for _ in range(len(loaded))]
-    return Photos(images, sharp, [str(path) for path in paths])
+    names = [str(path) for path, copies in zip(paths, loaded, strict=True) for _ in copies]
+    flat = [item for copies in loaded for item in copies]
+    del loaded
+    sharp = [item[1] for item in flat]
+    images = [flat.pop(0)[0] for _ in range(len(flat))]
+    return Photos(images, sharp, names)
+
+
+def _planes(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 @dataclass(frozen=True)
