@@ -84,6 +84,14 @@ def test_fusion_alone_takes_every_pixel_from_its_frame(cpu):
     assert difference(out, near) > 0
 
 
+@pytest.mark.parametrize(("depth", "dtype"), [(8, np.uint8), (16, np.uint16)])
+def test_every_value_comes_through_fusion_alone(cpu, depth, dtype):
+    values = np.arange(1 << depth, dtype=dtype).reshape(-1, 64, 1)
+    frame = np.concatenate((values, values[::-1], values // 2), 2)
+    out = render(tiny_model(1), [frame], np.zeros(frame.shape[:2], np.uint16), cpu, tile=512, depth=depth)
+    np.testing.assert_array_equal(out.pixels, frame)
+
+
 def test_identical_photos_are_their_own_enlargement(cpu):
     image = textured(70, 90)
     model = tiny_model(2)

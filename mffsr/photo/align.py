@@ -395,11 +395,15 @@ def _expose(frame: Image, gain: tuple[float, ...], dtype: np.dtype[np.unsignedin
     if _neutral(gain) and dtype == frame.dtype:
         return frame
     levels = to_linear(np.linspace(0.0, 1.0, np.iinfo(frame.dtype).max + 1))
-    top = np.iinfo(dtype).max
+    top, channels = np.iinfo(dtype).max, frame.shape[2]
+    gains = np.array([*gain, *[1.0] * channels][:channels], np.float32)
+    values = np.clip(
+        np.rint(from_linear(np.minimum(levels[:, None] * gains, 1.0)).astype(np.float64) * top), 0, top
+    )
+    tables: NDArray[np.unsignedinteger] = values.astype(dtype)
+    if frame.dtype == np.uint8:
+        return cv2.LUT(frame, tables[:, None]).reshape(frame.shape)
     out = np.empty(frame.shape, dtype)
-    for channel in range(frame.shape[2]):
-        factor = gain[channel] if channel < len(gain) else 1.0
-        values = from_linear(np.minimum(levels * factor, 1.0)).astype(np.float64)
-        table: NDArray[np.unsignedinteger] = np.clip(np.rint(values * top), 0, top).astype(dtype)
-        np.take(table, frame[..., channel], out=out[..., channel], mode="clip")
+    for channel in range(channels):
+        np.take(tables[:, channel], frame[..., channel], out=out[..., channel], mode="clip")
     return out

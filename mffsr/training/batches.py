@@ -232,7 +232,7 @@ def reduce(image: Tensor, scale: int, kind: degrade.Degradation, rngs: Sequence[
     low = torch.where(area[:, None, None, None], degrade.reduce_area(image, scale), low)
     low = _noise(low, [float(rng.uniform(0, 0.01)) * (rng.random() < 0.05) for rng in rngs], rngs)
     low = degrade.to_8_bit(low)
-    return _compress(low, 0.1, 85, rngs)
+    return _compress(low, 0.15, 80, rngs)
 
 
 def _vary(image: Tensor, rngs: Sequence[Generator]) -> Tensor:
