@@ -28,6 +28,7 @@ from mffsr.training.meter import Meter
 from mffsr.training.photos import Photos, sharp_blocks
 from mffsr.training.stages import STAGES, Stage
 from mffsr.training.state import Average
+from mffsr.training.teachers import SHARE, TURNS, Teachers
 from mffsr.training.train import Report, RunOptions, patch_needed, train_stage
 from mffsr.training.trainer import learning_rate, state_file
 
@@ -338,6 +339,58 @@ def test_weights_of_another_kind_or_scale_are_refused(
         train(JOINT_STAGE, TINY, photos, tmp_path, cpu, fapn=x3)
     with pytest.raises(UsageError, match="needs a trained FAPN"):
         train(JOINT_STAGE, TINY, photos, tmp_path, cpu)
+
+
+def test_teachers_say_the_mean_of_their_pictures_of_a_photo_and_of_it_turned(
+    cpu: Runtime, tmp_path: Path, tiny_weights: Path
+) -> None:
+    paths = [tiny_weights / "x2.safetensors", tmp_path / "other.safetensors"]
+    other = load(paths[0]).network
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    save_network(other, paths[1])
+    low = torch.rand(2, 3, 16, 16)
+    said = Teachers(paths, 2, cpu)(low)
+    with torch.no_grad():
+        each = [
+            network.srn(low.rot90(turns, (2, 3))).rot90(-turns, (2, 3))  # type: ignore[union-attr, operator]
+            for network in (load(path).network for path in paths)
+            for turns in (0, TURNS)
+        ]
+    assert torch.allclose(said, torch.stack(each).mean(0), atol=1e-5)
+    assert (each[0] - each[1]).abs().max() > 1e-6
+
+
+def test_half_of_the_loss_is_taken_to_what_the_teachers_say(
+    photos: Photos, cpu: Runtime, tmp_path: Path, tiny_weights: Path
+) -> None:
+    x2 = tiny_weights / "x2.safetensors"
+    alone, taught = (
+        trainer.Trainer(SRN_STAGE, TINY, photos, photos, tmp_path, cpu, teachers=teachers)
+        for teachers in ((), (x2,))
+    )
+    batch = taught.batch(0)
+    loss = taught._loss(batch)
+    with torch.no_grad():
+        distance = (alone._forward(batch.low) - Teachers([x2], 2, cpu)(batch.low)).abs().mean()
+        expected = (1 - SHARE) * alone._loss(batch) + SHARE * distance
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-4)
+    loss.backward()
+    assert not any(p.grad is not None for n in taught.teachers._networks for p in n.parameters())  # type: ignore[union-attr]
+
+
+def test_teachers_of_another_scale_or_stage_are_refused_and_others_on_resuming(
+    photos: Photos, cpu: Runtime, tmp_path: Path, tiny_weights: Path
+) -> None:
+    x2 = tiny_weights / "x2.safetensors"
+    with pytest.raises(CheckpointError, match="scale 3, but scale 2"):
+        train(SRN_STAGE, TINY, photos, tmp_path, cpu, teachers=[tiny_weights / "x3.safetensors"])
+    with pytest.raises(UsageError, match="they teach srn alone"):
+        train(FAPN_STAGE, TINY, photos, tmp_path, cpu, teachers=[x2])
+    train(SRN_STAGE, TINY, photos, tmp_path, cpu, teachers=[x2], should_stop=StopAfter(2))
+    with pytest.raises(UsageError, match="other settings\nteachers was"):
+        train(SRN_STAGE, TINY, photos, tmp_path, cpu, resume=True)
 
 
 def test_warm_start_takes_what_fits(photos: Photos, cpu: Runtime, tmp_path: Path, tiny_weights: Path) -> None:

@@ -80,6 +80,10 @@ def train(
     fapn: Annotated[
         Path | None, typer.Option(help="FAPN weights for the joint stage.  [the run's, or bundled]")
     ] = None,
+    teachers: Annotated[
+        list[Path] | None,
+        typer.Option("--teacher", help="Weights of this scale to learn from as well (srn; repeatable)."),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of each stage.  [the paper-like schedule]")
     ] = None,
@@ -166,6 +170,7 @@ def train(
                 stages,
                 initial=initial,
                 fapn=fapn,
+                teachers=teachers or [],
                 minutes=minutes,
                 resume=resume,
                 compiled=compiled,
@@ -199,6 +204,7 @@ class _Run:
         *,
         initial: Path | None,
         fapn: Path | None,
+        teachers: Sequence[Path],
         minutes: float | None,
         resume: bool,
         compiled: bool | None,
@@ -223,6 +229,7 @@ class _Run:
                     self.runtime,
                     initial=_initial(stage, initial, self.out, self.options.scale, self.which),
                     fapn=_guide(fapn, self.out) if stage.name == "joint" else None,
+                    teachers=() if self.which is Which.all and stage.name != "srn" else teachers,
                     resume=resume,
                     processes=self.processes,
                     compiled=compiled,

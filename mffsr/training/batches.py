@@ -230,7 +230,7 @@ def reduce(image: Tensor, scale: int, kind: degrade.Degradation, rngs: Sequence[
     low = degrade.reduce_antialiased(image, scale)
     area = upload(np.array([rng.random() < 0.15 for rng in rngs]), image.device)
     low = torch.where(area[:, None, None, None], degrade.reduce_area(image, scale), low)
-    low = _noise(low, [float(rng.uniform(0, 0.01)) * (rng.random() < 0.05) for rng in rngs], rngs)
+    low = _noise(low, [float(rng.uniform(0, 0.01)) * (rng.random() < 0.15) for rng in rngs], rngs)
     low = degrade.to_8_bit(low)
     return _compress(low, 0.15, 80, rngs)
 

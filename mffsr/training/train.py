@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +73,7 @@ def train_stage(
     *,
     initial: Path | None = None,
     fapn: Path | None = None,
+    teachers: Sequence[Path] = (),
     resume: bool = False,
     processes: Processes | None = None,
     compiled: bool | None = None,
@@ -85,7 +86,8 @@ def train_stage(
     """Train one stage; return its weight file and the step that it ends with.
 
     The file is `fapn.safetensors` or `x<scale>.safetensors` in `run`. `initial` starts from given weights:
-    what fits is taken, of any scale but in the joint stage. `fapn` is the fixed FAPN of the joint stage.
+    what fits is taken, of any scale but in the joint stage. `fapn` is the fixed FAPN of the joint stage,
+    `teachers` are weights of the stage `srn` and of its scale, see `mffsr.training.teachers`.
     `resume` goes on from the run's last saved state, exactly. Ends at the next step once `should_stop()` is
     true in any process; the state is saved then. `compiled` None: where that pays, on CUDA. Raises
     TrainingError when the loss is not finite: the last good state is kept.
@@ -101,6 +103,7 @@ def train_stage(
             runtime,
             initial=initial,
             fapn=fapn,
+            teachers=teachers,
             processes=processes,
             compiled=compiled,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -34,6 +34,7 @@ from mffsr.training.replay import Ahead, Replay
 from mffsr.training.stages import Stage
 from mffsr.training.state import Average, load_state, save_state
 from mffsr.training.synth import mask_bank
+from mffsr.training.teachers import SHARE, Teachers
 from mffsr.training.validate import SCORES, focus_scores, fusion_scores, sr_scores
 
 __all__ = ["RunOptions", "Trainer", "learning_rate", "state_file"]
@@ -100,6 +101,7 @@ class Trainer:
         *,
         initial: Path | None = None,
         fapn: Path | None = None,
+        teachers: Sequence[Path] = (),
         processes: Processes | None = None,
         compiled: bool | None = None,
     ) -> None:
@@ -120,6 +122,9 @@ class Trainer:
         self._guide_sha = ""
         if stage.name == "joint":
             self.guide, self._guide_sha = self._load_guide(fapn)
+        if teachers and stage.name != "srn":
+            raise UsageError(f"teachers were given for the stage {stage.name}: they teach srn alone")
+        self.teachers = Teachers(teachers, options.scale, runtime) if teachers else None
         self.masks = torch.from_numpy(_masks(options.seed)).to(runtime.device)
         self._sums = torch.zeros(2, device=runtime.device)  # of losses and gradient norms since `mean_loss`
         self._summed = 0
@@ -239,7 +244,11 @@ class Trainer:
         if stage.name == "srn":
             with self.runtime.autocast():
                 enlarged = self._forward(batch.low)
-            return losses.super_resolution_loss(enlarged, batch.high)
+            loss = losses.super_resolution_loss(enlarged, batch.high)
+            if self.teachers is None:
+                return loss
+            taught = losses.super_resolution_loss(enlarged, self.teachers(batch.low))
+            return (1 - SHARE) * loss + SHARE * taught
         if self._focus is None:
             raise TypeError("the joint stage has no FAPN")
         with torch.no_grad(), self.runtime.autocast():
@@ -321,6 +330,7 @@ class Trainer:
                 "processes": self.processes.count,
                 "photos": self.photos.fingerprint(),
                 "fapn": self._guide_sha,
+                "teachers": self.teachers.sha256 if self.teachers else [],
             },
         }
 
