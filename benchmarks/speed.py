@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +58,25 @@ def write_frames(folder: Path, megapixels: float, count: int) -> list[Path]:
     return paths
 
 
+def best_seconds(work: Callable[[], object], runtime: Runtime) -> float:
+    """Return the shortest time of a few that `work` takes on the device."""
+    best = float("inf")
+    for _ in range(8):
+        started = time.perf_counter()
+        work()
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
 def roofline(runtime: Runtime) -> float:
     """Return the multiply–adds a second of a plain convolution, the best of a few."""
     convolve = runtime.place(torch.nn.Conv2d(128, 128, 3, padding=1))
     image = torch.rand(1, 128, 384, 384, device=runtime.device).to(memory_format=torch.channels_last)
-    best = float("inf")
     with torch.inference_mode(), runtime.autocast():
         image = image.to(runtime.dtype)
-        for _ in range(8):
-            started = time.perf_counter()
-            convolve(image)
-            if runtime.device.type == "cuda":
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - started)
-    return 128 * 128 * 9 * 384 * 384 / best
+        return 128 * 128 * 9 * 384 * 384 / best_seconds(lambda: convolve(image), runtime)
 
 
 def multiply_adds(scale: int) -> tuple[float, float]:

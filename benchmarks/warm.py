@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from speed import multiply_adds, write_frames
+from speed import best_seconds, multiply_adds, write_frames
 from torch.profiler import ProfilerActivity, profile
 
 import mffsr
@@ -28,14 +28,7 @@ from mffsr.model import JointModel
 def matrix_rate(runtime: Runtime, side: int) -> float:
     """Return the multiply–adds a second of a plain product of side×side matrices."""
     a, b = (torch.randn(side, side, device=runtime.device).to(runtime.dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(8):
-        started = time.perf_counter()
-        _ = a @ b
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return side**3 / best
+    return side**3 / best_seconds(lambda: a @ b, runtime)
 
 
 def kernel_seconds(photos: list[Path], model: JointModel, runtime: Runtime) -> float:

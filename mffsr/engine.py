@@ -201,9 +201,10 @@ def _told(
     seconds: dict[str, float],
 ) -> Fusion:
     """Put together what was found out along the way, its frames called by their index in the order given."""
+    order = np.array(stack.order, np.uint16)
     given, counts = np.empty_like(labels), np.zeros(len(stack.heads), np.int64)
     for rows in row_blocks(labels.shape, 8):
-        given[rows] = np.array(stack.order, np.uint16)[labels[rows]]
+        given[rows] = order[labels[rows]]
         counts += np.bincount(given[rows].ravel(), minlength=len(counts))
     return Fusion(
         photo=photo,
