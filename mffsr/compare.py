@@ -12,7 +12,7 @@ the tiles, so the result does not either; of each tile only rectangles that hold
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -26,9 +26,9 @@ from mffsr.device import Runtime
 from mffsr.errors import MffsrError
 from mffsr.frames import Frame, row_blocks
 from mffsr.model import FocusMaps, JointModel
-from mffsr.model.blocks import Region
+from mffsr.model.blocks import start_of
 from mffsr.photo import Pixels
-from mffsr.tiles import Tile, span, tiles
+from mffsr.tiles import Tile, covering, tiles
 
 __all__ = [
     "TIE",
@@ -49,8 +49,6 @@ Detail = NDArray[np.float16]
 TIE = 26  # margins (of 255) below this are a tie
 CLEAR = 128  # margins from here on settle a pixel, if …
 NEAR = 8  # … all those within so many pixels, of the coarse level, say the same
-HOPE = 1.15  # a cut may first take so much more, if further ones could make up for it
-CUDA_START = 1 << 17  # pixels that a graphics card would do while the host starts the network once
 SMALLEST_SIDE = 384  # pixels: a level's shorter side, at least
 UNDECIDED = 0.15  # contrasts of detail below this are within what noise does
 DETAIL_WINDOW = 0.015  # of the shorter side, at least …
@@ -104,7 +102,7 @@ def compare(
     """
     top = levels(*photo1.shape[:2])
     config = model.fapn.config
-    start = CUDA_START if runtime.device.type == "cuda" else 0
+    start = start_of(runtime.device)
     margin: Margin = np.zeros((1, 1), np.int16)
     shown = np.zeros((1, 1), np.bool_)
     run, plan = 0, list[Tile]()
@@ -129,7 +127,7 @@ def compare(
         for done, whole in enumerate(plan, 1):
             parts = [whole]
             if adaptive or where is not None:
-                parts = _in_doubt(whole.core, doubt, config.reach, config.sam_window, start)
+                parts = covering(whole.core, doubt, config.reach, config.sam_window, start)
             run += bool(parts)
             for part in parts:
                 image1, image2 = (to_tensor(photo[part.outer], runtime) for photo in pair)
@@ -142,54 +140,6 @@ def compare(
             if level == 0:
                 progress(done, len(plan))
     return Comparison(margin, run, len(plan))
-
-
-def _in_doubt(core: Region, doubt: NDArray[np.bool_], reach: int, grid: int, start: int = 0) -> list[Tile]:
-    """Return rectangles of `core` that hold all its pixels in doubt, cut to be few with their halos.
-
-    Each counts as `start` pixels more than it has.
-    """
-    whole = _narrowed(core, doubt, reach, grid)
-    if whole is None:
-        return []
-
-    def cost(part: Tile) -> int:
-        return start + math.prod(side.stop - side.start for side in part.outer)
-
-    def least(halves: tuple[Region, Region]) -> int:
-        return sum(cost(part) for half in halves if (part := _narrowed(half, doubt, reach, grid)))
-
-    best = min(_halvings(whole.core), key=least, default=None)
-    if best is None or least(best) > HOPE * cost(whole):
-        return [whole]
-    parts = [part for half in best for part in _in_doubt(half, doubt, reach, grid, start)]
-    return parts if sum(map(cost, parts)) < cost(whole) else [whole]
-
-
-def _narrowed(core: Region, doubt: NDArray[np.bool_], reach: int, grid: int) -> Tile | None:
-    """Return the smallest rectangle that holds all pixels of `core` in doubt; None without any."""
-    rows, columns = (np.flatnonzero(doubt[core].any(1 - axis)) + core[axis].start for axis in (0, 1))
-    if not len(rows):
-        return None
-    height, width = doubt.shape
-    return Tile(
-        span(int(rows[0]), int(rows[-1]) + 1, height, reach, grid),
-        span(int(columns[0]), int(columns[-1]) + 1, width, reach, grid),
-    )
-
-
-def _halvings(core: Region) -> Iterator[tuple[Region, Region]]:
-    """Yield the ways to cut a region in two, at every eighth of its height or width."""
-    rows, columns = core
-    for cut in _eighths(rows):
-        yield (slice(rows.start, cut), columns), (slice(cut, rows.stop), columns)
-    for cut in _eighths(columns):
-        yield (rows, slice(columns.start, cut)), (rows, slice(cut, columns.stop))
-
-
-def _eighths(side: slice) -> range:
-    step = -(-(side.stop - side.start) // 8)
-    return range(side.start + step, side.stop, step)
 
 
 def _reduced(photo: Frame, level: int) -> Frame:

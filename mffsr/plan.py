@@ -13,14 +13,13 @@ from torch import Tensor
 from mffsr.device import Runtime, resident_memory
 from mffsr.errors import DeviceError, UsageError
 from mffsr.model import JointModel
-from mffsr.model.blocks import Region
 from mffsr.model.joint import SOFT_REACH
-from mffsr.tiles import tiles
+from mffsr.tiles import Region, tiles
 
 __all__ = ["LARGEST_TILE", "SMALLEST_TILE", "Plan", "memory_of", "plan_tiles", "rough_seconds"]
 
 SMALLEST_TILE = 64
-LARGEST_TILE = 512  # to enlarge: beyond, a tile has more sources, and memory is what its features take
+LARGEST_TILE = 512  # to enlarge: 768 measured no faster, and memory is what its features take
 LARGEST_FOCUS_TILE = 768  # to find focus: the wider halo's share still falls
 LARGEST_CUDA_TILE = 2048  # a graphics card needs more pixels at once to be busy, and has the memory
 PROBE = 96  # side of the tile that is timed, less the halo of a network's later half

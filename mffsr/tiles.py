@@ -1,4 +1,4 @@
-"""Tiles of a large image as plain integers.
+"""Tiles of a large image, and rectangles that cover a part of it, as plain integers.
 
 An image is cut into *cores* that meet without overlap. Each core is computed from its *outer* rectangle:
 the core and a halo around it, clipped to the image. Where the halo is at least the network's reach, a core's
@@ -12,10 +12,18 @@ For example 100 pixels in tiles of 48 with a halo of 8:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["Span", "Tile", "round_up", "span", "spans", "tiles"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Region", "Span", "Tile", "covering", "round_up", "span", "spans", "tiles"]
+
+Region = tuple[slice, slice]  # rows and columns of an image
+
+HOPE = 1.15  # a cut may first take so much more, if further ones could make up for it
 
 
 class Span(NamedTuple):
@@ -39,12 +47,12 @@ class Tile(NamedTuple):
     columns: Span
 
     @property
-    def core(self) -> tuple[slice, slice]:
+    def core(self) -> Region:
         """Rows and columns of the core in the image."""
         return slice(self.rows.start, self.rows.stop), slice(self.columns.start, self.columns.stop)
 
     @property
-    def outer(self) -> tuple[slice, slice]:
+    def outer(self) -> Region:
         """Rows and columns of the outer rectangle in the image."""
         return (
             slice(self.rows.outer_start, self.rows.outer_stop),
@@ -52,7 +60,7 @@ class Tile(NamedTuple):
         )
 
     @property
-    def inner(self) -> tuple[slice, slice]:
+    def inner(self) -> Region:
         """Rows and columns of the core in the outer rectangle."""
         return self.rows.inner, self.columns.inner
 
@@ -92,3 +100,52 @@ def tiles(height: int, width: int, size: int, halo: int, grid: int = 1) -> Itera
     for rows in spans(height, size, halo):
         for columns in spans(width, size, halo):
             yield Tile(rows, columns)
+
+
+def covering(core: Region, wanted: NDArray[np.bool_], halo: int, grid: int = 1, start: int = 0) -> list[Tile]:
+    """Return rectangles of `core` that hold all its `wanted` pixels (H×W), cut to be few with their halos.
+
+    They do not overlap but for their halos, which end on the `grid` as those of `tiles` do. Each counts as
+    `start` pixels more than it has.
+    """
+    whole = _narrowed(core, wanted, halo, grid)
+    if whole is None:
+        return []
+
+    def cost(part: Tile) -> int:
+        return start + math.prod(side.stop - side.start for side in part.outer)
+
+    def least(halves: tuple[Region, Region]) -> int:
+        return sum(cost(part) for half in halves if (part := _narrowed(half, wanted, halo, grid)))
+
+    best = min(_halvings(whole.core), key=least, default=None)
+    if best is None or least(best) > HOPE * cost(whole):
+        return [whole]
+    parts = [part for half in best for part in covering(half, wanted, halo, grid, start)]
+    return parts if sum(map(cost, parts)) < cost(whole) else [whole]
+
+
+def _narrowed(core: Region, wanted: NDArray[np.bool_], halo: int, grid: int) -> Tile | None:
+    """Return the smallest rectangle that holds all `wanted` pixels of `core`; None without any."""
+    rows, columns = (np.flatnonzero(wanted[core].any(1 - axis)) + core[axis].start for axis in (0, 1))
+    if not len(rows):
+        return None
+    height, width = wanted.shape
+    return Tile(
+        span(int(rows[0]), int(rows[-1]) + 1, height, halo, grid),
+        span(int(columns[0]), int(columns[-1]) + 1, width, halo, grid),
+    )
+
+
+def _halvings(core: Region) -> Iterator[tuple[Region, Region]]:
+    """Yield the ways to cut a region in two, at every eighth of its height or width."""
+    rows, columns = core
+    for cut in _eighths(rows):
+        yield (slice(rows.start, cut), columns), (slice(cut, rows.stop), columns)
+    for cut in _eighths(columns):
+        yield (rows, slice(columns.start, cut)), (rows, slice(cut, columns.stop))
+
+
+def _eighths(side: slice) -> range:
+    step = -(-(side.stop - side.start) // 8)
+    return range(side.start + step, side.stop, step)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mffsr.checkpoint import assemble, save_network
 from mffsr.device import Runtime
 from mffsr.model import FAPN, FN, FapnConfig, FocusMaps, JointModel, SrnConfig
-from mffsr.model.blocks import Region
+from mffsr.tiles import Region
 
 torch.set_num_threads(1)  # as many test processes as cores do more than one process of many threads
 cv2.setNumThreads(1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import cv2
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from mffsr.compare import TIE, compare, levels
 from mffsr.errors import MffsrError
 from mffsr.model import FocusMaps
 from mffsr.model.blocks import box_mean, gradient_map
-from mffsr.tiles import Tile
 
 
 @pytest.fixture
@@ -99,32 +96,6 @@ def test_only_tiles_that_a_boundary_passes_are_decided_in_full(cpu, monkeypatch)
     assert ((quick.margin > 0) == (full.margin > 0))[decided].mean() > 0.99
     far = np.abs(np.arange(400) - 120) > 20
     assert ((quick.margin > 0) == ~mask[:, :, 0])[:, far].mean() > 0.995
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 199), st.integers(0, 259), st.integers(1, 40)), max_size=6),
-    st.sampled_from([0, 4000]),
-)
-@settings(deadline=None, max_examples=60)
-def test_what_is_in_doubt_is_run_once_in_rectangles_of_few_pixels(blobs, start):
-    doubt = np.zeros((200, 260), np.bool_)
-    for y, x, side in blobs:
-        doubt[y : y + side, x : x + side // 2 + 1] = True
-    core = (slice(8, 190), slice(16, 260))
-    parts = pyramid._in_doubt(core, doubt, 20, 8, start)
-    times = np.zeros(doubt.shape, np.int64)
-    for part in parts:
-        times[part.core] += 1
-        assert part.outer[0].start % 8 == part.outer[1].start % 8 == 0
-    assert (times[core][doubt[core]] == 1).all()
-    assert times.max() <= 1
-    assert times.sum() == times[core].sum(), "nothing outside of the tile"
-    whole = pyramid._narrowed(core, doubt, 20, 8)
-
-    def cost(part: Tile) -> int:
-        return start + math.prod(side.stop - side.start for side in part.outer)
-
-    assert sum(map(cost, parts)) <= (0 if whole is None else cost(whole))
 
 
 @pytest.mark.usefixtures("small_pyramid")

@@ -243,6 +243,26 @@ def test_a_source_runs_only_where_its_mask_is_not_zero(wanted, monkeypatch):
     assert ran == ([slice(0, 21), slice(19, 96)] if wanted is None else [slice(29, 62)])
 
 
+def test_what_a_source_wins_far_apart_is_not_run_in_one_piece(monkeypatch):
+    model = tiny_fn(2)
+    sources = [noise(240, 240, seed=i) for i in range(2)]
+    masks = torch.zeros(1, 2, 240, 240)
+    masks[:, 0, :20, :20] = masks[:, 0, -20:, -20:] = 1
+    masks[:, 1] = 1 - masks[:, 0]
+    ran = []
+    features = SRN.features
+    monkeypatch.setattr(
+        SRN, "features", lambda self, image, region: ran.append(region) or features(self, image, region)
+    )
+    with torch.no_grad():
+        everywhere = model(sources, masks)
+        ran.clear()
+        gated = model(sources, masks, gate=True)
+    torch.testing.assert_close(gated, everywhere, rtol=1e-5, atol=1e-5)
+    corners = [(slice(0, 21), slice(0, 21)), (slice(219, 240), slice(219, 240))]
+    assert sorted(ran[:2], key=str) == corners
+
+
 def test_a_stack_takes_an_activation_with_its_convolution():
     layer, x = conv(5, 7), noise(9, 11)[:, :1].expand(1, 5, 9, 11)
     with torch.no_grad():

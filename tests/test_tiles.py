@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mffsr.tiles import spans, tiles
+from mffsr.tiles import covering, spans, tiles
 
 sides = st.integers(1, 90)
 
@@ -38,6 +40,33 @@ def test_a_local_operator_over_tiles_equals_the_whole(height, width, size, halo)
     for tile in tiles(height, width, size, halo):
         out[tile.core] = network(image[tile.outer])[tile.inner]
     np.testing.assert_array_equal(out, network(image))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 199), st.integers(0, 259), st.integers(1, 40)), max_size=6),
+    st.sampled_from([0, 4000]),
+)
+@settings(deadline=None, max_examples=60)
+def test_what_is_wanted_is_covered_once_by_rectangles_of_few_pixels(blobs, start):
+    wanted = np.zeros((200, 260), np.bool_)
+    for y, x, side in blobs:
+        wanted[y : y + side, x : x + side // 2 + 1] = True
+    core = (slice(8, 190), slice(16, 260))
+    parts = covering(core, wanted, 20, 8, start)
+    times = np.zeros(wanted.shape, np.int64)
+    for part in parts:
+        times[part.core] += 1
+        assert part.outer[0].start % 8 == part.outer[1].start % 8 == 0
+    assert (times[core][wanted[core]] == 1).all()
+    assert times.max() <= 1
+    assert times.sum() == times[core].sum(), "nothing outside of the tile"
+    if parts:  # no more than one rectangle around them all would take
+        around = [
+            range(min(s.start for s in side), max(s.stop for s in side))
+            for side in zip(*(part.outer for part in parts), strict=True)
+        ]
+        whole = start + math.prod(len(side) for side in around)
+        assert sum(start + math.prod(s.stop - s.start for s in part.outer) for part in parts) <= whole
 
 
 @given(length=sides, size=st.integers(1, 50), halo=st.integers(0, 30), grid=st.integers(2, 16))

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mffsr.model.onednn import sum_of_convolutions, usable, working_type
+from mffsr.tiles import Region
 
 __all__ = [
-    "Region",
     "Stack",
     "box_mean",
     "concatenate",
@@ -27,12 +27,12 @@ __all__ = [
     "gradient_map",
     "merge_windows",
     "scaled",
+    "start_of",
     "widened",
     "windows",
 ]
 
-Region = tuple[slice, slice]  # rows and columns of an image
-
+CUDA_START = 1 << 17  # pixels that a graphics card would do while the host starts a network once
 LEAK = 0.2  # LeakyReLU slope of the authors
 
 
@@ -114,6 +114,11 @@ def scaled(region: Region, scale: int) -> Region:
 def crop(x: Tensor, region: Region) -> Tensor:
     """Return a region of (B, C, h, w) as a tensor of its own, channels last."""
     return x[:, :, region[0], region[1]].contiguous(memory_format=torch.channels_last)
+
+
+def start_of(device: torch.device) -> int:
+    """Return how many pixels a device would do while a network is started once."""
+    return CUDA_START if device.type == "cuda" else 0
 
 
 def gradient_map(image: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from mffsr.model.blocks import (
     LEAK,
-    Region,
     Stack,
     box_mean,
     conv,
@@ -29,6 +28,7 @@ from mffsr.model.blocks import (
     widened,
     windows,
 )
+from mffsr.tiles import Region
 
 __all__ = ["AEM", "CAM", "FAPN", "FPM", "FR", "SAM", "FapnConfig", "FocusMaps"]
 

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mffsr.model.blocks import Region, crop, scaled, widened
+from mffsr.model.blocks import crop, scaled, start_of, widened
 from mffsr.model.fapn import FAPN, FapnConfig, FocusMaps
 from mffsr.model.srn import SRN, Decoder, SourceFeatures, SrnConfig
+from mffsr.tiles import Region, covering
 
 __all__ = ["DECODER_REACH", "FN", "SOFT_REACH", "JointModel", "decide", "soft_transition"]
 
@@ -69,7 +70,7 @@ class FN(nn.Module):
         fused = (
             self.srn.features(sources[0], region)
             if len(sources) == 1
-            else self._weighted_sum(sources, crop(masks, region), region, gate=gate)
+            else self._weighted_sum(sources, masks, region, gate=gate)
         )
         image = fused.base + self.d2(fused.features).float()  # (16)
         rows, columns = scaled(inner, self.config.scale)
@@ -78,45 +79,41 @@ class FN(nn.Module):
     def _weighted_sum(
         self, sources: Sequence[Tensor], masks: Tensor, region: Region, *, gate: bool
     ) -> SourceFeatures:
-        """Return the mask-weighted sum of the sources' features and bases in a region, equation (15).
-
-        `masks` are those of the region.
-        """
+        """Return the mask-weighted sum of the sources' features and bases in a region, equation (15)."""
         scale = self.config.scale
-        weights = F.interpolate(masks.float(), scale_factor=scale, mode="bilinear", align_corners=False)
+        own = crop(masks, region)
+        weights = F.interpolate(own.float(), scale_factor=scale, mode="bilinear", align_corners=False)
         total: SourceFeatures | None = None
         for index, source in enumerate(sources):
-            own = _support(masks[:, index]) if gate else (slice(0, masks.shape[2]), slice(0, masks.shape[3]))
-            if own is None:
-                continue
-            rows, columns = (
-                slice(a.start + b.start, a.stop + b.start) for a, b in zip(own, region, strict=True)
-            )
-            found = self.srn.features(source, (rows, columns))
-            if total is None:
-                size = weights.shape[-2:]
-                total = SourceFeatures(
-                    *(x.new_zeros(*x.shape[:2], *size).to(memory_format=torch.channels_last) for x in found)
-                )
-            rows, columns = scaled(own, scale)
-            weight = weights[:, index : index + 1, rows, columns]
-            for whole, part in zip(total, found, strict=True):
-                whole[:, :, rows, columns].addcmul_(weight.to(part.dtype), part)
+            for part in self._parts(masks[:, index], region) if gate else [region]:
+                found = self.srn.features(source, part)
+                if total is None:
+                    size = weights.shape[-2:]
+                    total = SourceFeatures(
+                        *(
+                            x.new_zeros(*x.shape[:2], *size).to(memory_format=torch.channels_last)
+                            for x in found
+                        )
+                    )
+                rows, columns = scaled(_within(part, region), scale)
+                weight = weights[:, index : index + 1, rows, columns]
+                for whole, own_part in zip(total, found, strict=True):
+                    whole[:, :, rows, columns].addcmul_(weight.to(own_part.dtype), own_part)
         if total is None:
             raise ValueError("no sources: expected at least one")
         return total
 
+    def _parts(self, mask: Tensor, region: Region) -> list[Region]:
+        """Return rectangles of `region` outside which a source's mask (B, h, w), once resized, is zero."""
+        there = F.max_pool2d(mask.amax(0, keepdim=True), 3, 1, 1)[0] > 0  # Resize reaches one pixel further
+        found = covering(region, there.cpu().numpy(), self.config.reach, start=start_of(mask.device))
+        return [part.core for part in found]
 
-def _support(mask: Tensor) -> Region | None:
-    """Return the rectangle outside which a resized mask (B, h, w) is zero; None if it is so everywhere."""
-    there = mask.amax(0) > 0
-    found = []
-    for axis, size in enumerate(there.shape):
-        lines = there.any(1 - axis).nonzero()
-        if not len(lines):
-            return None
-        found.append(slice(max(0, int(lines[0]) - 1), min(size, int(lines[-1]) + 2)))  # 1: of Resize
-    return found[0], found[1]
+
+def _within(part: Region, region: Region) -> Region:
+    """Return where a part lies in the region that it is a part of."""
+    rows, columns = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(part, region, strict=True))
+    return rows, columns
 
 
 class JointModel(nn.Module):

@@ -22,7 +22,6 @@ from mffsr.allocator import make_room_for
 from mffsr.limits import SCALES
 from mffsr.model.blocks import (
     LEAK,
-    Region,
     Stack,
     concatenate,
     conv,
@@ -34,6 +33,7 @@ from mffsr.model.blocks import (
     widened,
 )
 from mffsr.model.dense import DenseResidualBlock
+from mffsr.tiles import Region
 
 __all__ = ["SCALES", "SRN", "STEPS", "Decoder", "SourceFeatures", "SrnConfig", "enlarge"]
 
