@@ -9,8 +9,8 @@ import mffsr
 
 PACKAGE = Path(mffsr.__file__).parent
 LAYERS = [
-    {"allocator", "errors", "limits", "text"},
-    {"model", "photo", "tiles", "metrics"},
+    {"allocator", "errors", "limits", "text", "tiles"},
+    {"model", "photo", "metrics"},
     {"checkpoint", "device", "events", "frames"},
     {"render", "focus_map", "compare", "regions", "stack", "plan"},
     {"engine"},
