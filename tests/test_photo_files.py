@@ -56,6 +56,32 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert names(tmp_path) == {"x.png"}
 
 
+def test_ctrl_c_while_the_temporary_file_is_made_leaves_none(tmp_path, monkeypatch):
+    create = Path.open
+
+    def interrupted(path, *arguments):
+        create(path, *arguments).close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_output(tmp_path / "a.png"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_temporary_name_that_is_taken_is_left_alone(tmp_path, monkeypatch):
+    names = iter(["taken", "free"])
+    monkeypatch.setattr("secrets.token_hex", lambda _: next(names))
+    other = tmp_path / ".mffsr-taken.tmp"
+    other.write_bytes(b"another program's")
+    with atomic_output(tmp_path / "a.bin") as stream:
+        stream.write(b"new")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
+        other.name: b"another program's",
+        "a.bin": b"new",
+    }
+
+
 def test_a_target_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
     with pytest.raises(PhotoError, match="exists already"), atomic_output(path) as stream:  # noqa: PT012

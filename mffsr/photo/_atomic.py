@@ -86,11 +86,10 @@ def atomic_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
     target keeps its bytes. Permissions follow the umask. See `resolve_target` for links and checks.
     """
     target = resolve_target(path, overwrite=overwrite)
+    temporary = _beside(target)  # named before it is made: Ctrl-C may come while the system makes it
     try:
-        temporary, stream = _create_beside(target)
-    except OSError as fault:
-        raise PhotoError(f"{path}: cannot be written: {_reason(fault)}") from fault
-    try:
+        while (stream := _created(temporary)) is None:
+            temporary = _beside(target)
         with stream:
             yield stream
             stream.flush()
@@ -106,13 +105,15 @@ def atomic_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
             temporary.unlink()  # already gone when all went well
 
 
-def _create_beside(target: Path) -> tuple[Path, BinaryIO]:
-    while True:
-        temporary = target.with_name(f".mffsr-{secrets.token_hex(4)}.tmp")
-        try:
-            return temporary, temporary.open("x+b")  # x: fails on an existing name; mode 0666 & ~umask
-        except FileExistsError:
-            continue
+def _beside(target: Path) -> Path:
+    return target.with_name(f".mffsr-{secrets.token_hex(4)}.tmp")
+
+
+def _created(path: Path) -> BinaryIO | None:
+    try:
+        return path.open("x+b")  # x: fails on an existing name; mode 0666 & ~umask
+    except FileExistsError:
+        return None
 
 
 def _publish(temporary: Path, target: Path, *, overwrite: bool) -> None:
