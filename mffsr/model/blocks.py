@@ -30,6 +30,7 @@ __all__ = [
     "start_of",
     "widened",
     "windows",
+    "within",
 ]
 
 CUDA_START = 1 << 17  # pixels that a graphics card would do while the host starts a network once
@@ -100,9 +101,14 @@ def widened(region: Region, reach: int, image: Tensor) -> tuple[Region, Region]:
         (max(0, own.start - reach), min(size, own.stop + reach))
         for own, size in zip(region, sizes, strict=True)
     )
-    rows, columns = region
-    inner = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
-    return (slice(top, bottom), slice(left, right)), inner
+    outer = slice(top, bottom), slice(left, right)
+    return outer, within(region, outer)
+
+
+def within(part: Region, region: Region) -> Region:
+    """Return where a part lies in the region that it is a part of."""
+    rows, columns = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(part, region, strict=True))
+    return rows, columns
 
 
 def scaled(region: Region, scale: int) -> Region:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mffsr.model.blocks import crop, scaled, start_of, widened
+from mffsr.model.blocks import crop, scaled, start_of, widened, within
 from mffsr.model.fapn import FAPN, FapnConfig, FocusMaps
 from mffsr.model.srn import SRN, Decoder, SourceFeatures, SrnConfig
 from mffsr.tiles import Region, covering
@@ -87,18 +87,11 @@ class FN(nn.Module):
         for index, source in enumerate(sources):
             for part in self._parts(masks[:, index], region) if gate else [region]:
                 found = self.srn.features(source, part)
-                if total is None:
-                    size = weights.shape[-2:]
-                    total = SourceFeatures(
-                        *(
-                            x.new_zeros(*x.shape[:2], *size).to(memory_format=torch.channels_last)
-                            for x in found
-                        )
-                    )
-                rows, columns = scaled(_within(part, region), scale)
+                total = total or _blank(found, weights.shape[-2:])
+                rows, columns = scaled(within(part, region), scale)
                 weight = weights[:, index : index + 1, rows, columns]
-                for whole, own_part in zip(total, found, strict=True):
-                    whole[:, :, rows, columns].addcmul_(weight.to(own_part.dtype), own_part)
+                for whole, one in zip(total, found, strict=True):
+                    whole[:, :, rows, columns].addcmul_(weight.to(one.dtype), one)
         if total is None:
             raise ValueError("no sources: expected at least one")
         return total
@@ -110,10 +103,10 @@ class FN(nn.Module):
         return [part.core for part in found]
 
 
-def _within(part: Region, region: Region) -> Region:
-    """Return where a part lies in the region that it is a part of."""
-    rows, columns = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(part, region, strict=True))
-    return rows, columns
+def _blank(like: SourceFeatures, size: Sequence[int]) -> SourceFeatures:
+    """Return zeros of a size (height, width), else like given features."""
+    blank = (x.new_zeros(*x.shape[:2], *size).to(memory_format=torch.channels_last) for x in like)
+    return SourceFeatures(*blank)
 
 
 class JointModel(nn.Module):
