@@ -122,12 +122,19 @@ def compare(
             doubt &= cv2.dilate(shown.astype(np.uint8), near) > 0
         if where is not None:
             doubt &= _mask_at(where, size) if level else where
-        plan = list(tiles(*size, tile, config.reach, grid=config.sam_window))
+        plan = list(tiles(*size, tile, config.halo, grid=config.sam_window))
         run = 0
         for done, whole in enumerate(plan, 1):
             parts = [whole]
             if adaptive or where is not None:
-                parts = covering(whole.core, doubt, config.reach, config.sam_window, start)
+                parts = covering(
+                    whole.core,
+                    doubt,
+                    config.halo,
+                    config.sam_window,
+                    mean_halo=config.mean_reach,
+                    start=start,
+                )
             run += bool(parts)
             for part in parts:
                 image1, image2 = (to_tensor(photo[part.outer], runtime) for photo in pair)

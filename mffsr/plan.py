@@ -13,8 +13,9 @@ from torch import Tensor
 from mffsr.device import Runtime, resident_memory
 from mffsr.errors import DeviceError, UsageError
 from mffsr.model import JointModel
-from mffsr.model.joint import SOFT_REACH
-from mffsr.tiles import Region, tiles
+from mffsr.model.joint import DECODER_REACH, SOFT_REACH
+from mffsr.model.srn import LIFTED_REACH
+from mffsr.tiles import tiles
 
 __all__ = ["LARGEST_TILE", "SMALLEST_TILE", "Plan", "memory_of", "plan_tiles", "rough_seconds"]
 
@@ -22,7 +23,7 @@ SMALLEST_TILE = 64
 LARGEST_TILE = 512  # to enlarge: 768 measured no faster, and memory is what its features take
 LARGEST_FOCUS_TILE = 768  # to find focus: the wider halo's share still falls
 LARGEST_CUDA_TILE = 2048  # a graphics card needs more pixels at once to be busy, and has the memory
-PROBE = 96  # side of the tile that is timed, less the halo of a network's later half
+PROBE = 128  # side of the tile that is timed
 SOURCES = 1.5  # frames that win somewhere in a tile, on average
 PROGRAM = 600 << 20  # bytes of the program itself, with its libraries, weights and what oneDNN keeps
 MAPS = 34  # bytes a source pixel of the decision, while holes are filled
@@ -37,11 +38,12 @@ class Plan:
 
 
 class _Cost(NamedTuple):
-    """What a network takes of a tile. Its later half runs only on what the core depends on there."""
+    """What a network takes of a tile. The nearer to its end, the less of the halo it still runs on."""
 
     halo: int  # source pixels around the core; what is mirrored beyond the photo's edge is less
     pixel: int  # bytes a source pixel of the core and its halo
-    later_halo: int  # source pixels around the core that the later half runs on
+    mean_halo: int  # source pixels around the core that it runs on, on average
+    later_halo: int  # source pixels around the core that are enlarged
     later_pixel: int  # bytes more that each of those takes
 
     def tile(self, size: int, shape: tuple[int, ...]) -> int:
@@ -105,36 +107,29 @@ def _costs(runtime: Runtime, model: JointModel) -> tuple[_Cost, _Cost]:
     """What FAPN and FN take."""
     width = 2 if runtime.dtype != torch.float32 else 4
     fapn = model.fapn.config
-    focus = _Cost(fapn.reach, width * 520, fapn.fpm_reach, 0)
+    focus = _Cost(fapn.halo, width * 520, fapn.mean_reach, 0, 0)
     if model.fn is None:
-        return focus, _Cost(SOFT_REACH, width * 428, 0, 0)
+        return focus, _Cost(SOFT_REACH, width * 428, SOFT_REACH, 0, 0)
     fn = model.fn.config
     features = width * (fn.features + 1) * 4 * fn.scale**2  # at high resolution
-    return focus, _Cost(fn.reach + SOFT_REACH, width * 420, fn.upward_reach, features)
+    later = DECODER_REACH + LIFTED_REACH
+    return focus, _Cost(model.fn.reach, width * 420, DECODER_REACH + fn.mean_reach, later, features)
 
 
 def rough_seconds(
     model: JointModel, runtime: Runtime, plan: Plan, shape: tuple[int, ...], count: int
 ) -> float:
-    """Return about how long `count` frames of `shape` (H, W, …) take, from the time of a small tile.
+    """Return about how long `count` frames of `shape` (H, W, …) take, from the time of a small tile."""
 
-    It is timed twice, the second time for one pixel of its core, which tells the networks' halves apart.
-    """
-
-    def seconds(cost: _Cost, tile: int, work: Callable[[Tensor, Tensor, Region | None], object]) -> float:
-        side = PROBE + 2 * cost.later_halo
-        image = torch.rand(1, 3, side, side, device=runtime.device)
-        mask = torch.ones(1, 1, side, side, device=runtime.device)
-        pixel = slice(side // 2, side // 2 + 1)
-        whole = _seconds(lambda: work(image, mask, None), runtime)
-        part = _seconds(lambda: work(image, mask, (pixel, pixel)), runtime)
-        later = max(0.0, whole - part) / (side**2 - (2 * cost.later_halo + 1) ** 2)  # a pixel
-        early = max(0.0, whole / side**2 - later)
-        return early * _pixels(shape, tile, cost.halo) + later * _pixels(shape, tile, cost.later_halo)
+    def seconds(cost: _Cost, tile: int, work: Callable[[Tensor, Tensor], object]) -> float:
+        image = torch.rand(1, 3, PROBE, PROBE, device=runtime.device)
+        mask = torch.ones(1, 1, PROBE, PROBE, device=runtime.device)
+        pixel = _seconds(lambda: work(image, mask), runtime) / PROBE**2
+        return pixel * _pixels(shape, tile, cost.mean_halo)
 
     focus, enlarge = _costs(runtime, model)
-    deciding = seconds(focus, plan.focus, lambda image, _, wanted: model.focus(image, image, wanted))
-    rendering = seconds(enlarge, plan.render, lambda image, mask, wanted: model.render([image], mask, wanted))
+    deciding = seconds(focus, plan.focus, lambda image, _: model.focus(image, image))
+    rendering = seconds(enlarge, plan.render, lambda image, mask: model.render([image], mask))
     return deciding * (count - 1) + rendering * SOURCES
 
 

@@ -58,7 +58,7 @@ def render(
     scale, channels = model.scale, frames[0].shape[2]
     dtype = np.uint16 if depth == 16 else np.uint8
     out = np.empty((height * scale, width * scale, channels), dtype)
-    reach = (model.fn.config.reach if model.fn is not None else 0) + SOFT_REACH
+    reach = model.fn.reach if model.fn is not None else SOFT_REACH
     plan = list(tiles(height, width, tile, reach))
     run = 0
     for done, part in enumerate(plan, 1):

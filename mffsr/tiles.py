@@ -102,18 +102,30 @@ def tiles(height: int, width: int, size: int, halo: int, grid: int = 1) -> Itera
             yield Tile(rows, columns)
 
 
-def covering(core: Region, wanted: NDArray[np.bool_], halo: int, grid: int = 1, start: int = 0) -> list[Tile]:
-    """Return rectangles of `core` that hold all its `wanted` pixels (H×W), cut to be few with their halos.
+def covering(
+    core: Region,
+    wanted: NDArray[np.bool_],
+    halo: int,
+    grid: int = 1,
+    *,
+    mean_halo: int | None = None,
+    start: int = 0,
+) -> list[Tile]:
+    """Return rectangles of `core` that hold all its `wanted` pixels (H×W), cut to be little work.
 
-    They do not overlap but for their halos, which end on the `grid` as those of `tiles` do. Each counts as
-    `start` pixels more than it has.
+    They do not overlap but for their halos, which end on the `grid` as those of `tiles` do. Each is as much
+    work as it has pixels, those within `mean_halo` (else `halo`) of it with them, and `start` more.
     """
     whole = _narrowed(core, wanted, halo, grid)
     if whole is None:
         return []
+    around = halo if mean_halo is None else mean_halo
 
     def cost(part: Tile) -> int:
-        return start + math.prod(side.stop - side.start for side in part.outer)
+        sides = zip(part.core, wanted.shape, strict=True)
+        return start + math.prod(
+            min(side.stop + around, length) - max(side.start - around, 0) for side, length in sides
+        )
 
     def least(halves: tuple[Region, Region]) -> int:
         return sum(cost(part) for half in halves if (part := _narrowed(half, wanted, halo, grid)))
@@ -121,7 +133,9 @@ def covering(core: Region, wanted: NDArray[np.bool_], halo: int, grid: int = 1, 
     best = min(_halvings(whole.core), key=least, default=None)
     if best is None or least(best) > HOPE * cost(whole):
         return [whole]
-    parts = [part for half in best for part in covering(half, wanted, halo, grid, start)]
+    parts = [
+        part for half in best for part in covering(half, wanted, halo, grid, mean_halo=mean_halo, start=start)
+    ]
     return parts if sum(map(cost, parts)) < cost(whole) else [whole]
 
 

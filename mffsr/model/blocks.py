@@ -26,13 +26,16 @@ __all__ = [
     "crop",
     "gradient_map",
     "merge_windows",
+    "narrowed",
     "scaled",
     "start_of",
+    "whole",
     "widened",
     "windows",
     "within",
 ]
 
+CPU_START = 1 << 12  # pixels that a CPU would do while oneDNN makes code for another size
 CUDA_START = 1 << 17  # pixels that a graphics card would do while the host starts a network once
 LEAK = 0.2  # LeakyReLU slope of the authors
 
@@ -118,13 +121,26 @@ def scaled(region: Region, scale: int) -> Region:
 
 
 def crop(x: Tensor, region: Region) -> Tensor:
-    """Return a region of (B, C, h, w) as a tensor of its own, channels last."""
+    """Return a region of (B, C, h, w) as a tensor of its own, channels last; `x` if that is all of it."""
+    if region == whole(x):
+        return x
     return x[:, :, region[0], region[1]].contiguous(memory_format=torch.channels_last)
+
+
+def whole(image: Tensor) -> Region:
+    """Return all of an image (B, C, h, w) as a region."""
+    return slice(0, image.shape[-2]), slice(0, image.shape[-1])
+
+
+def narrowed(region: Region, reach: int, *maps: Tensor) -> tuple[Region, list[Tensor]]:
+    """Return maps (B, C, h, w) of one size within `reach` of a region, and where it then lies therein."""
+    outer, inner = widened(region, reach, maps[0])
+    return inner, [crop(x, outer) for x in maps]
 
 
 def start_of(device: torch.device) -> int:
     """Return how many pixels a device would do while a network is started once."""
-    return CUDA_START if device.type == "cuda" else 0
+    return CUDA_START if device.type == "cuda" else CPU_START
 
 
 def gradient_map(image: Tensor) -> Tensor:

@@ -25,14 +25,18 @@ from mffsr.model.blocks import (
     convolve,
     crop,
     merge_windows,
-    widened,
+    narrowed,
+    whole,
     windows,
 )
-from mffsr.tiles import Region
+from mffsr.tiles import Region, round_up
 
 __all__ = ["AEM", "CAM", "FAPN", "FPM", "FR", "SAM", "FapnConfig", "FocusMaps"]
 
 Attention = Literal["sam-cam", "cam-sam", "sam", "cam", "none"]
+
+
+NARROW_EVERY = 5  # FR blocks: each copy costs a tenth of a block
 
 
 class FocusMaps(NamedTuple):
@@ -67,16 +71,47 @@ class FapnConfig:
     @property
     def reach(self) -> int:
         """Radius in pixels beyond which an input pixel cannot influence an output pixel."""
-        aem = 4 * 2 + 2  # four 5×5 convolutions, then 3×3 and 3×3 for the affinity map
-        sam = 4 + (self.sam_window - 1) + 2  # four 3×3, a whole window, two 3×3
-        cam = self.cam_window // 2
-        used = {"sam-cam": sam + cam, "cam-sam": sam + cam, "sam": sam, "cam": cam, "none": 0}
-        return aem + used[self.attention] + self.fpm_reach
+        windows = self.sam_window - 1 if self._sam else 0
+        return self._before_windows + windows + self._after_windows
+
+    @property
+    def halo(self) -> int:
+        """Pixels around a core that suffice where what they end on is the grid of SAM's windows.
+
+        Fewer than `reach`: what lies in no window that counts is not needed.
+        """
+        return self._after_windows + round_up(self._before_windows, self.sam_window if self._sam else 1)
 
     @property
     def fpm_reach(self) -> int:
         """The part of `reach` that is FPM's."""
-        return 3 * 2 + self.blocks + 5  # three 5×5, one 3×3 in each FR, five 3×3
+        return 3 * 2 + self.refine_reach(0)  # three 5×5
+
+    def refine_reach(self, depth: int) -> int:
+        """The part of `reach` that comes after `depth` FR blocks."""
+        return self.blocks - depth + 5  # one 3×3 in each FR, then five 3×3
+
+    @property
+    def mean_reach(self) -> int:
+        """How many pixels around those wanted FAPN works on, about: FPM, on fewer, is the larger half."""
+        return (self.halo + self.refine_reach(self.blocks)) // 2
+
+    @property
+    def _sam(self) -> bool:
+        return "sam" in self.attention
+
+    @property
+    def _before_windows(self) -> int:
+        aem = 4 * 2 + 2  # four 5×5 convolutions, then 3×3 and 3×3 for the affinity map
+        return aem + 4 * self._sam + self._cam * (self.attention == "cam-sam")  # four 3×3
+
+    @property
+    def _after_windows(self) -> int:
+        return 2 * self._sam + self._cam * (self.attention != "cam-sam") + self.fpm_reach  # two 3×3
+
+    @property
+    def _cam(self) -> int:
+        return self.cam_window // 2 if "cam" in self.attention else 0
 
 
 class AEM(nn.Module):
@@ -149,12 +184,12 @@ class FR(nn.Module):
         self.conv = conv(2 * width, width)
         self.norm = nn.BatchNorm2d(width)
 
-    def forward(self, feature: Tensor, local: Tensor, glob: Tensor) -> Tensor:
+    def forward(self, feature: Tensor, local: Tensor) -> Tensor:
         refined = convolve(self.conv, feature, slope=0.0)
         if self.training or torch.is_grad_enabled():
             # Normalised in float32: half-precision statistics are rough, and on a CPU twice as slow to train.
             normal = self.norm(torch.sigmoid(refined).to(self.norm.weight.dtype))
-            return torch.cat((normal.to(local.dtype) + local, glob), 1)  # (9)
+            return torch.cat((normal.to(local.dtype) + local, feature[:, local.shape[1] :]), 1)  # (9)
         scale, shift = (x.to(local.dtype).view(1, -1, 1, 1) for x in self._affine())
         torch.addcmul(shift, refined.sigmoid_(), scale, out=refined)
         torch.add(local, refined, out=feature[:, : local.shape[1]])  # (9)
@@ -173,9 +208,10 @@ class FR(nn.Module):
 class FPM(nn.Module):
     """Focus prediction module, equations (8)–(9): F^EN (B, 12, h, w) → logits (B, 2, h, w)."""
 
-    def __init__(self, width: int, blocks: int) -> None:
+    def __init__(self, config: FapnConfig) -> None:
         super().__init__()
-        half = width // 2
+        self.config = config
+        width, half = config.width, config.width // 2
         self.conv3 = Stack(conv(12, half), nn.LeakyReLU(LEAK), conv(half, width))
         self.conv5 = Stack(
             conv(12, half, 5),
@@ -184,16 +220,20 @@ class FPM(nn.Module):
             nn.LeakyReLU(LEAK),
             conv(width, width, 5),
         )
-        self.refine = nn.ModuleList(FR(width) for _ in range(blocks))
+        self.refine = nn.ModuleList(FR(width) for _ in range(config.blocks))
         self.decide = nn.Sequential(conv_stack((2 * width, half, 16, 16, 8)), conv(8, 2))
 
-    def forward(self, enhanced: Tensor) -> Tensor:
-        local, glob = self.conv3(enhanced), self.conv5(enhanced)  # (8)
-        feature = torch.cat((local, glob), 1)
-        for block in self.refine:
-            feature = block(feature, local, glob)
+    def forward(self, enhanced: Tensor, wanted: Region | None = None) -> Tensor:
+        """With `wanted`, of that region alone: the same, for less work."""
+        region, (enhanced,) = narrowed(wanted or whole(enhanced), self.config.fpm_reach, enhanced)
+        local = self.conv3(enhanced)  # (8)
+        feature = torch.cat((local, self.conv5(enhanced)), 1)  # F^l and F^g
+        for depth, block in enumerate(self.refine):
+            if depth % NARROW_EVERY == 0:
+                region, (feature, local) = narrowed(region, self.config.refine_reach(depth), feature, local)
+            feature = block(feature, local)
         out: Tensor = self.decide(feature)
-        return out
+        return crop(out, region)
 
 
 def _initialise(module: nn.Module) -> None:
@@ -219,7 +259,7 @@ class FAPN(nn.Module):
         self.sam5 = SAM(config.sam_window) if "sam" in use else None
         self.cam3 = CAM(config.cam_window) if "cam" in use else None
         self.cam5 = CAM(config.cam_window) if "cam" in use else None
-        self.fpm = FPM(config.width, config.blocks)
+        self.fpm = FPM(config)
         self.apply(_initialise)
 
     def _attend(self, x: Tensor, affinity: Tensor, sam: SAM | None, cam: CAM | None) -> Tensor:
@@ -245,10 +285,7 @@ class FAPN(nn.Module):
         batch = image1.shape[0]
         f3, f5 = self.enhance(torch.cat((image1, image2)))  # both photos, one set of weights
         enhanced = torch.cat((f3[:batch], f3[batch:], f5[:batch], f5[batch:]), 1)  # (7)
-        if wanted is not None:
-            outer, wanted = widened(wanted, self.config.fpm_reach, image1)
-            return crop(self.fpm(crop(enhanced, outer)), wanted)
-        out: Tensor = self.fpm(enhanced)
+        out: Tensor = self.fpm(enhanced, wanted)
         return out
 
     def forward(self, image1: Tensor, image2: Tensor, wanted: Region | None = None) -> FocusMaps:

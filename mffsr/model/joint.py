@@ -52,6 +52,11 @@ class FN(nn.Module):
         self.srn = SRN(config)
         self.d2 = Decoder(config.features + 1)
 
+    @property
+    def reach(self) -> int:
+        """Radius in low-resolution pixels beyond which neither a source nor a mask influences a pixel."""
+        return self.config.reach + DECODER_REACH
+
     def forward(
         self, sources: Sequence[Tensor], masks: Tensor, wanted: Region | None = None, *, gate: bool = False
     ) -> Tensor:
@@ -99,7 +104,7 @@ class FN(nn.Module):
     def _parts(self, mask: Tensor, region: Region) -> list[Region]:
         """Return rectangles of `region` outside which a source's mask (B, h, w), once resized, is zero."""
         there = F.max_pool2d(mask.amax(0, keepdim=True), 3, 1, 1)[0] > 0  # Resize reaches one pixel further
-        found = covering(region, there.cpu().numpy(), self.config.reach, start=start_of(mask.device))
+        found = covering(region, there.cpu().numpy(), self.config.mean_reach, start=start_of(mask.device))
         return [part.core for part in found]
 
 

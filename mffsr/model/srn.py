@@ -29,14 +29,18 @@ from mffsr.model.blocks import (
     convolve,
     crop,
     gradient_map,
+    narrowed,
     scaled,
+    whole,
     widened,
 )
 from mffsr.model.dense import DenseResidualBlock
 from mffsr.tiles import Region
 
-__all__ = ["SCALES", "SRN", "STEPS", "Decoder", "SourceFeatures", "SrnConfig", "enlarge"]
+__all__ = ["LIFTED_REACH", "SCALES", "SRN", "STEPS", "Decoder", "SourceFeatures", "SrnConfig", "enlarge"]
 
+LIFTED_REACH = 2  # of the deconvolutions and the bicubic enlargement, in low-resolution pixels
+NARROW_EVERY = 5  # blocks: oneDNN first makes code for every size that it convolves
 STEPS = {2: (2,), 3: (3,), 4: (2, 2)}  # by scale: the strides of the deconvolutions, one after the other
 
 
@@ -69,17 +73,25 @@ class SrnConfig:
 
     @property
     def reach(self) -> int:
-        """Radius in low-resolution pixels beyond which an input pixel cannot influence an output pixel."""
-        heads = 1 + 1 + 1  # gradient map, its head or the two shallow convolutions
-        trunk = 3 * (self.blocks + 1)  # a GEB block feeds the SRB block of its depth
-        return heads + trunk + 1 + self.upward_reach  # 1: global fusion
+        """Radius in low-resolution pixels beyond which an input pixel cannot influence a pixel's features."""
+        heads = 1 + 1  # the gradient map and its head, or the two shallow convolutions
+        return heads + self.trunk_reach(0)
+
+    def trunk_reach(self, depth: int) -> int:
+        """The part of `reach` that comes after `depth` blocks."""
+        blocks = self.blocks - depth
+        dense = 3 * (blocks + 1) if blocks else 0  # a GEB block feeds the SRB block of its depth
+        return dense + 1 + self.upward_reach  # 1: global fusion
 
     @property
     def upward_reach(self) -> int:
-        """The part of `reach` that comes after F^h, the decoder's with it."""
-        attention = 3  # three 3×3
-        upward = 2 + 2 + 2  # two 3×3, the deconvolutions, the decoder and the bicubic kernel
-        return attention + upward
+        """The part of `reach` that comes after F^h."""
+        return 3 + 2 + LIFTED_REACH  # attention, two 3×3 convolutions
+
+    @property
+    def mean_reach(self) -> int:
+        """How many pixels around those wanted SRN works on, about: fewer the nearer it comes to its end."""
+        return (self.reach + self.upward_reach) // 2
 
 
 def enlarge(image: Tensor, scale: int) -> Tensor:
@@ -136,46 +148,50 @@ class SRN(nn.Module):
 
         With `wanted`, of that region alone: the same, for less work.
         """
-        later = inner = None
-        if wanted is not None:
-            outer, inner = widened(wanted, self.config.reach, image)
-            image = crop(image, outer)
-            make_room_for(image.nbytes)
-            later, inner = widened(inner, self.config.upward_reach, image)
+        region = wanted or whole(image)
+        region, (image,) = narrowed(region, self.config.reach, image)
+        make_room_for(image.nbytes)
         gradient = gradient_map(image)
         low = self.shallow(image)  # F^l
-        deep, edges = self._trunk(self.enter(low), gradient)
-        if later is not None:
-            image, gradient, low, deep = (crop(x, later) for x in (image, gradient, low, deep))
-            edges = tuple(crop(x, later) for x in edges)
+        deep, edges = self._trunk(self.enter(low), gradient, region)
+        reach = self.config.trunk_reach(self.config.blocks)
+        region, (image, gradient, low) = narrowed(region, reach, image, gradient, low)
         if self.config.shallow_deep:
             attention = torch.sigmoid(self.attention(torch.cat((low, deep), 1)))  # (10)
             lifted = attention * convolve(self.project, deep, *edges) + low  # (11)
         else:
             lifted = convolve(self.project, deep, *edges)
-        up = self.deconv(self.lift(lifted))  # (11), F^SRN
+        region, (image, gradient, lifted) = narrowed(region, LIFTED_REACH, image, gradient, self.lift(lifted))
+        up = self.deconv(lifted)  # (11), F^SRN
         resized = F.interpolate(
             gradient, scale_factor=self.config.scale, mode="bilinear", align_corners=False
         ).to(up.dtype)
-        found = SourceFeatures(concatenate(up, resized), enlarge(image, self.config.scale))  # (12)
-        if inner is None:
-            return found
-        rows, columns = scaled(inner, self.config.scale)
-        return SourceFeatures(found.features[:, :, rows, columns], found.base[:, :, rows, columns])
+        rows, columns = scaled(region, self.config.scale)
+        features = concatenate(up, resized)[:, :, rows, columns]  # (12)
+        return SourceFeatures(features, enlarge(image, self.config.scale)[:, :, rows, columns])
 
-    def _trunk(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return F^h and, with GEB, (∇F^h,): the dense residual blocks of each branch and their fusion."""
+    def _trunk(self, x: Tensor, gradient: Tensor, wanted: Region) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return F^h and, with GEB, (∇F^h,): the dense residual blocks of each branch and their fusion.
+
+        From block to block on less of the image: on what the wanted region still depends on.
+        """
         first, edge = x, self.gradient(gradient) if self.config.gradient_embedding else None
-        total = None
+        total, region = None, wanted
         for depth, block in enumerate(self.srb):
+            if depth % NARROW_EVERY == 0:
+                outer, region = widened(region, self.config.trunk_reach(depth), x)
+                x = crop(x, outer)
+                edge, total = (None if y is None else crop(y, outer) for y in (edge, total))
             if edge is None:
                 x = block(x, onto=x)
             else:
                 edge = self.geb[depth](edge, onto=edge)
                 x = block(x, edge, onto=x)
             total = convolve(self.gather[depth], x, onto=total)  # type: ignore[arg-type] # a list of modules
-        deep = first if total is None else convolve(self.global_fusion, total, onto=first)
-        return deep, () if edge is None else (edge,)
+        reach = self.config.trunk_reach(self.config.blocks)
+        _, (first,) = narrowed(wanted, reach, first)
+        _, (total, *edges) = narrowed(region, reach, *(y for y in (total, edge) if y is not None))
+        return convolve(self.global_fusion, total, onto=first), tuple(edges)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the enlarged source I^HR (B, 3, s·h, s·w), float32, not clipped."""
