@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 
-__all__ = ["keep_few_kernels", "keep_freed_memory", "make_room_for"]
+__all__ = ["keep_few_kernels", "keep_freed_memory", "keep_little", "make_room_for", "resident_memory"]
+
+ROOMY = 3 << 29  # bytes: a process that has less keeps what is freed between tiles of different sizes, too
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -13,8 +16,9 @@ M_TOP_PAD = -2
 M_MMAP_THRESHOLD = -3
 M_MMAP_MAX = -4
 
-# Size in bytes of the tile that the kept memory was used for; 0: nothing is kept, -1: no tile yet.
-_kept = {"size": 0}
+# Size in bytes of the tile that the kept memory was used for (0: nothing is kept, -1: no tile yet), and how
+# much the process may have before a tile of another size makes it give memory back.
+_kept = {"size": 0, "roomy": ROOMY}
 
 
 def keep_freed_memory() -> None:
@@ -50,13 +54,29 @@ def _address_space_is_limited() -> bool:
 
 
 def make_room_for(size: int) -> None:
-    """Give kept memory back before a tile of another size: its blocks would not fit into the old one's holes.
+    """Give kept memory back before a tile of another size: its blocks fit badly into the old one's holes.
 
-    `size` is any number that differs where the tiles do. Does nothing where nothing is kept.
+    `size` is any number that differs where the tiles do. Does nothing where nothing is kept, nor while the
+    process has little (`ROOMY`): to take memory anew costs a small tile a tenth of its time.
     """
-    if _kept["size"] not in (0, size):
+    if _kept["size"] not in (0, size) and resident_memory() >= _kept["roomy"]:
         ctypes.CDLL(None).malloc_trim(0)
         _kept["size"] = size
+
+
+def keep_little() -> None:
+    """Let `make_room_for` give memory back however little the process has, since there is no more."""
+    _kept["roomy"] = 0
+
+
+def resident_memory() -> int:
+    """Return the bytes of memory that this process has now; 0 where the system does not tell."""
+    try:
+        import resource
+
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except (ImportError, OSError):
+        return 0
 
 
 def keep_few_kernels() -> None:

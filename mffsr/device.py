@@ -12,7 +12,7 @@ import torch
 
 from mffsr.errors import DeviceError, UsageError
 
-__all__ = ["PRECISIONS", "Runtime", "available_devices", "available_memory", "choose", "resident_memory"]
+__all__ = ["PRECISIONS", "Runtime", "available_devices", "available_memory", "choose"]
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
@@ -159,13 +159,3 @@ def _files_kept(folder: Path) -> int:
         lines = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         return int(lines.get("total_inactive_file", lines.get("inactive_file", "0")))
     return 0
-
-
-def resident_memory() -> int:
-    """Return the bytes of memory that this process has now; 0 where the system does not tell."""
-    try:
-        import resource
-
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except (ImportError, OSError):
-        return 0

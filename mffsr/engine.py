@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from mffsr import __version__
-from mffsr.allocator import keep_few_kernels
+from mffsr.allocator import ROOMY, keep_few_kernels, keep_little
 from mffsr.checkpoint import load_model, provenance
 from mffsr.device import Runtime, choose
 from mffsr.errors import DeviceError, UsageError, is_out_of_memory
@@ -169,6 +169,8 @@ def fuse_bracket(
         plan = plan_tiles(runtime, model, stack.in_order[0].shape, tile, depth)
         if plan.render < LARGEST_TILE:  # memory is short, or the user says so by a small tile
             keep_few_kernels()
+        if runtime.memory < 2 * ROOMY or plan.render < LARGEST_TILE:
+            keep_little()
         with _timed(seconds, "focus"):
             focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, adaptive, events)
             labels = _filled(stack, registrations, focus.labels, crop=crop) if fill else focus.labels

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mffsr.device import Runtime, resident_memory
+from mffsr.allocator import resident_memory
+from mffsr.device import Runtime
 from mffsr.errors import DeviceError, UsageError
 from mffsr.model import JointModel
 from mffsr.model.joint import DECODER_REACH, SOFT_REACH

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mffsr.model.blocks import crop, scaled, start_of, widened, within
 from mffsr.model.fapn import FAPN, FapnConfig, FocusMaps
+from mffsr.model.onednn import working_type
 from mffsr.model.srn import SRN, Decoder, SourceFeatures, SrnConfig
 from mffsr.tiles import Region, covering
 
@@ -88,30 +89,35 @@ class FN(nn.Module):
         scale = self.config.scale
         own = crop(masks, region)
         weights = F.interpolate(own.float(), scale_factor=scale, mode="bilinear", align_corners=False)
-        total: SourceFeatures | None = None
+        total = self._blank(own)  # first of all, or it would lie amid the memory of a source
         for index, source in enumerate(sources):
             for part in self._parts(masks[:, index], region) if gate else [region]:
                 found = self.srn.features(source, part)
-                total = total or _blank(found, weights.shape[-2:])
                 rows, columns = scaled(within(part, region), scale)
                 weight = weights[:, index : index + 1, rows, columns]
                 for whole, one in zip(total, found, strict=True):
                     whole[:, :, rows, columns].addcmul_(weight.to(one.dtype), one)
-        if total is None:
-            raise ValueError("no sources: expected at least one")
         return total
+
+    def _blank(self, masks: Tensor) -> SourceFeatures:
+        """Return zeros where the features of sources with such masks (B, n, h, w) may be added up."""
+        batch, _, height, width = masks.shape
+        size = height * self.config.scale, width * self.config.scale
+
+        def zeros(channels: int, dtype: torch.dtype) -> Tensor:
+            shape = (batch, channels, *size)
+            channels_last = torch.channels_last
+            return torch.empty(shape, dtype=dtype, device=masks.device, memory_format=channels_last).zero_()
+
+        features = zeros(self.config.features + 1, working_type(next(self.d2.parameters())))
+        base = zeros(3, torch.float32)
+        return SourceFeatures(features, base)
 
     def _parts(self, mask: Tensor, region: Region) -> list[Region]:
         """Return rectangles of `region` outside which a source's mask (B, h, w), once resized, is zero."""
         there = F.max_pool2d(mask.amax(0, keepdim=True), 3, 1, 1)[0] > 0  # Resize reaches one pixel further
         found = covering(region, there.cpu().numpy(), self.config.mean_reach, start=start_of(mask.device))
         return [part.core for part in found]
-
-
-def _blank(like: SourceFeatures, size: Sequence[int]) -> SourceFeatures:
-    """Return zeros of a size (height, width), else like given features."""
-    blank = (x.new_zeros(*x.shape[:2], *size).to(memory_format=torch.channels_last) for x in like)
-    return SourceFeatures(*blank)
 
 
 class JointModel(nn.Module):

@@ -29,8 +29,9 @@ TYPES = (  # oneDNN itself refuses bfloat16 on processors without AVX-512 or AVX
 
 
 def working_type(x: Tensor) -> torch.dtype:
-    """Return the type in which a CPU convolves `x`."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    """Return the type in which the device convolves `x`."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def usable(x: Tensor) -> bool:
