@@ -8,7 +8,8 @@ from pathlib import Path
 
 __all__ = ["keep_few_kernels", "keep_freed_memory", "keep_little", "make_room_for", "resident_memory"]
 
-ROOMY = 3 << 29  # bytes: a process that has less keeps what is freed between tiles of different sizes, too
+ROOMY = 2 << 30  # bytes: a process that stays below keeps what is freed between tiles of different sizes, too
+NEED = 80  # bytes that a network takes for each of the tile's image, about
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -56,10 +57,10 @@ def _address_space_is_limited() -> bool:
 def make_room_for(size: int) -> None:
     """Give kept memory back before a tile of another size: its blocks fit badly into the old one's holes.
 
-    `size` is any number that differs where the tiles do. Does nothing where nothing is kept, nor while the
-    process has little (`ROOMY`): to take memory anew costs a small tile a tenth of its time.
+    `size` is the bytes of the tile's image. Does nothing where nothing is kept, nor while the process would
+    stay small (`ROOMY`) if no hole fitted: to take memory anew costs a small tile a tenth of its time.
     """
-    if _kept["size"] not in (0, size) and resident_memory() >= _kept["roomy"]:
+    if _kept["size"] not in (0, size) and resident_memory() + NEED * size >= _kept["roomy"]:
         ctypes.CDLL(None).malloc_trim(0)
         _kept["size"] = size
 
