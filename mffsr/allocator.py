@@ -6,9 +6,9 @@ import ctypes
 import os
 from pathlib import Path
 
-__all__ = ["keep_few_kernels", "keep_freed_memory", "keep_little", "make_room_for", "resident_memory"]
+__all__ = ["keep_few_kernels", "keep_freed_memory", "keep_up_to", "make_room_for", "resident_memory"]
 
-ROOMY = 2 << 30  # bytes: a process that stays below keeps what is freed between tiles of different sizes, too
+MOST = 2 << 30  # bytes: a process that has more gives memory back whatever is allowed
 NEED = 80  # bytes that a network takes for each of the tile's image, about
 
 # From glibc's malloc.h.
@@ -17,9 +17,9 @@ M_TOP_PAD = -2
 M_MMAP_THRESHOLD = -3
 M_MMAP_MAX = -4
 
-# Size in bytes of the tile that the kept memory was used for (0: nothing is kept, -1: no tile yet), and how
-# much the process may have before a tile of another size makes it give memory back.
-_kept = {"size": 0, "roomy": ROOMY}
+# Bytes of the last tile's image (0: nothing is kept, -1: no tile yet), and how many the process may have
+# before a tile of another size makes it give memory back.
+_kept = {"size": 0, "most": 0}
 
 
 def keep_freed_memory() -> None:
@@ -57,17 +57,21 @@ def _address_space_is_limited() -> bool:
 def make_room_for(size: int) -> None:
     """Give kept memory back before a tile of another size: its blocks fit badly into the old one's holes.
 
-    `size` is the bytes of the tile's image. Does nothing where nothing is kept, nor while the process would
-    stay small (`ROOMY`) if no hole fitted: to take memory anew costs a small tile a tenth of its time.
+    `size` is the bytes of the tile's image. Does nothing where nothing is kept, nor where the process would
+    stay below what `keep_up_to` allows if no hole fitted: to take memory anew costs a small tile a tenth of
+    its time.
     """
-    if _kept["size"] not in (0, size) and resident_memory() + NEED * size >= _kept["roomy"]:
+    before = _kept["size"]
+    if before in (0, size):
+        return
+    _kept["size"] = size
+    if resident_memory() + NEED * size >= _kept["most"]:
         ctypes.CDLL(None).malloc_trim(0)
-        _kept["size"] = size
 
 
-def keep_little() -> None:
-    """Let `make_room_for` give memory back however little the process has, since there is no more."""
-    _kept["roomy"] = 0
+def keep_up_to(size: int) -> None:
+    """Let `make_room_for` leave a process alone that has less than so many bytes, and than `MOST`."""
+    _kept["most"] = min(size, MOST)
 
 
 def resident_memory() -> int:

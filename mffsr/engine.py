@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from mffsr import __version__
-from mffsr.allocator import ROOMY, keep_few_kernels, keep_little
+from mffsr.allocator import keep_few_kernels, keep_up_to
 from mffsr.checkpoint import load_model, provenance
 from mffsr.device import Runtime, choose
 from mffsr.errors import DeviceError, UsageError, is_out_of_memory
@@ -30,7 +30,7 @@ from mffsr.frames import Frame, FrameStore, row_blocks
 from mffsr.model import JointModel
 from mffsr.photo import Photo, output_metadata, with_depth
 from mffsr.photo.align import Registration
-from mffsr.plan import LARGEST_TILE, SMALLEST_TILE, Plan, plan_tiles
+from mffsr.plan import LARGEST_TILE, SMALLEST_TILE, Plan, memory_of, plan_tiles
 from mffsr.regions import fill_holes
 from mffsr.render import Rendered, enlarge_plane, render
 from mffsr.stack import (
@@ -166,11 +166,11 @@ def fuse_bracket(
                 registrations = register(stack, events, model=motion, on_bad_frame=on_bad_frame)
                 resample(stack, registrations, crop=crop, save=save_aligned)
         depth = depth or stack.frames[0].dtype.itemsize * 8
-        plan = plan_tiles(runtime, model, stack.in_order[0].shape, tile, depth)
+        shape = stack.in_order[0].shape
+        plan = plan_tiles(runtime, model, shape, tile, depth)
+        keep_up_to(memory_of(plan, runtime, model, shape, depth))
         if plan.render < LARGEST_TILE:  # memory is short, or the user says so by a small tile
             keep_few_kernels()
-        if runtime.memory < 2 * ROOMY or plan.render < LARGEST_TILE:
-            keep_little()
         with _timed(seconds, "focus"):
             focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, adaptive, events)
             labels = _filled(stack, registrations, focus.labels, crop=crop) if fill else focus.labels

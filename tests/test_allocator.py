@@ -26,19 +26,20 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 RESIDENT = """
 import sys
-from mffsr.allocator import keep_freed_memory, keep_little, make_room_for
+from mffsr.allocator import keep_freed_memory, keep_up_to, make_room_for
 keep_freed_memory()
 import torch
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
 tensors = [torch.ones(10, 1024, 1024) for _ in range(10)]
 kept = [torch.ones(100, 1024) for _ in range(10)]  # above them, so that the heap cannot shrink
+keep_up_to(2 << 30)
 make_room_for(1)
 del tensors
 full = resident()
 make_room_for(2)
 roomy = resident()
-keep_little()
+keep_up_to(100 << 20)
 make_room_for(1)
 few = resident()
 tensors = [torch.ones(10, 1024, 1024) for _ in range(10)]

@@ -35,7 +35,6 @@ __all__ = ["AEM", "CAM", "FAPN", "FPM", "FR", "SAM", "FapnConfig", "FocusMaps"]
 
 Attention = Literal["sam-cam", "cam-sam", "sam", "cam", "none"]
 
-
 NARROW_EVERY = 5  # FR blocks: each copy costs a tenth of a block
 
 
