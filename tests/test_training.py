@@ -22,13 +22,13 @@ from mffsr.checkpoint import load, load_model, save_network
 from mffsr.device import Runtime, choose
 from mffsr.errors import CheckpointError, MffsrError, TrainingError, UsageError
 from mffsr.model import FAPN, FapnConfig
-from mffsr.training import losses, trainer, validate
+from mffsr.training import losses, teachers, trainer, validate
 from mffsr.training.curve import draw_curves
 from mffsr.training.meter import Meter
 from mffsr.training.photos import Photos, sharp_blocks
 from mffsr.training.stages import STAGES, Stage
 from mffsr.training.state import Average
-from mffsr.training.teachers import SHARE, TURNS, Teachers
+from mffsr.training.teachers import SHARE, Teachers
 from mffsr.training.train import Report, RunOptions, patch_needed, train_stage
 from mffsr.training.trainer import learning_rate, state_file
 
@@ -341,7 +341,7 @@ def test_weights_of_another_kind_or_scale_are_refused(
         train(JOINT_STAGE, TINY, photos, tmp_path, cpu)
 
 
-def test_teachers_say_the_mean_of_their_pictures_of_a_photo_and_of_it_turned(
+def test_teachers_say_the_mean_of_their_pictures_of_photos_each_turned_another_way(
     cpu: Runtime, tmp_path: Path, tiny_weights: Path
 ) -> None:
     paths = [tiny_weights / "x2.safetensors", tmp_path / "other.safetensors"]
@@ -351,12 +351,11 @@ def test_teachers_say_the_mean_of_their_pictures_of_a_photo_and_of_it_turned(
             parameter.mul_(1.1)
     save_network(other, paths[1])
     low = torch.rand(2, 3, 16, 16)
-    said = Teachers(paths, 2, cpu)(low)
+    said = Teachers(paths, 2, cpu).ask(low, 1)
     with torch.no_grad():
         each = [
-            network.srn(low.rot90(turns, (2, 3))).rot90(-turns, (2, 3))  # type: ignore[union-attr, operator]
-            for network in (load(path).network for path in paths)
-            for turns in (0, TURNS)
+            load(path).network.srn(low.rot90(turns, (2, 3))).rot90(-turns, (2, 3))  # type: ignore[union-attr, operator]
+            for turns, path in zip((1, 3), paths, strict=True)
         ]
     assert torch.allclose(said, torch.stack(each).mean(0), atol=1e-5)
     assert (each[0] - each[1]).abs().max() > 1e-6
@@ -367,17 +366,36 @@ def test_half_of_the_loss_is_taken_to_what_the_teachers_say(
 ) -> None:
     x2 = tiny_weights / "x2.safetensors"
     alone, taught = (
-        trainer.Trainer(SRN_STAGE, TINY, photos, photos, tmp_path, cpu, teachers=teachers)
-        for teachers in ((), (x2,))
+        trainer.Trainer(SRN_STAGE, TINY, photos, photos, tmp_path, cpu, teachers=given)
+        for given in ((), (x2,))
     )
     batch = taught.batch(0)
     loss = taught._loss(batch)
     with torch.no_grad():
-        distance = (alone._forward(batch.low) - Teachers([x2], 2, cpu)(batch.low)).abs().mean()
+        distance = (alone._forward(batch.low) - Teachers([x2], 2, cpu).ask(batch.low, 0)).abs().mean()
         expected = (1 - SHARE) * alone._loss(batch) + SHARE * distance
     assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-4)
     loss.backward()
     assert not any(p.grad is not None for n in taught.teachers._networks for p in n.parameters())  # type: ignore[union-attr]
+
+
+def test_batches_come_again_turned_and_their_teachers_are_asked_once(
+    photos: Photos, cpu: Runtime, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x2 = tiny_weights / "x2.safetensors"
+    taught = trainer.Trainer(SRN_STAGE, TINY, photos, photos, tmp_path, cpu, teachers=[x2])
+    monkeypatch.setattr(teachers, "KEPT", 3 * taught.batch(0).taught.numel() * 2)  # three batches a round
+    first = [taught.batch(step) for step in range(3)]
+    monkeypatch.setattr(Teachers, "ask", None)
+    seen = {first[1].low.numpy().tobytes()}
+    for turns in range(1, 8):
+        batch = taught.batch(1 + 3 * turns)
+        for part, before in zip(batch, first[1], strict=True):
+            turn = teachers.NEXT_TURN * turns % 8
+            assert torch.equal(part, teachers._turned(before, turn))
+        seen.add(batch.low.numpy().tobytes())
+    assert len(seen) == 8  # every way once
+    assert torch.equal(taught.batch(25).low, first[1].low)
 
 
 def test_teachers_of_another_scale_or_stage_are_refused_and_others_on_resuming(

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,10 @@ class Trainer:
             if stage.name == "joint":
                 return fusion_batch(*data, *low, options.seed, step, samples)
             total = stage.batch * self.processes.count
-            return sr_batch(*data, *low, options.seed, step, samples, total=total)
+            make = partial(sr_batch, *data, *low, options.seed, samples=samples, total=total)
+            if self.teachers is None:
+                return make(step)
+            return self.teachers.batch(make, step, 3 * stage.batch * (options.scale * stage.patch) ** 2)
 
     def step(self, step: int, batch: Any) -> None:
         """Train one step. Nothing waits for the device: the loss is summed up there, see `mean_loss`."""
@@ -247,7 +250,7 @@ class Trainer:
             loss = losses.super_resolution_loss(enlarged, batch.high)
             if self.teachers is None:
                 return loss
-            taught = losses.super_resolution_loss(enlarged, self.teachers(batch.low))
+            taught = losses.super_resolution_loss(enlarged, batch.taught)
             return (1 - SHARE) * loss + SHARE * taught
         if self._focus is None:
             raise TypeError("the joint stage has no FAPN")
