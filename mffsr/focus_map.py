@@ -108,7 +108,7 @@ class _Details(NamedTuple):
 def _measure(frames: Sequence[Frame], tie: Tie, seen: Seen) -> _Details:
     """Find the frame with most detail around each pixel; among nearly equal ones the one `tie` asks for."""
     most = least = detail(frames[0])
-    own = most if seen is None else np.where(seen(0), most, np.float16(-1))  # of the sharpest so far
+    own = most if seen is None else np.where(seen(0), most, np.float16(-1))  # what another has to exceed
     around = [nearby(most)]
     sharpest = np.zeros(most.shape, np.uint16)
     needed = np.float16({None: 1.0, "first": PREFERRED, "last": 1 / PREFERRED}[tie])
@@ -120,7 +120,7 @@ def _measure(frames: Sequence[Frame], tie: Tie, seen: Seen) -> _Details:
             found = np.where(seen(index), found, np.float16(-1))
         better = (found > own * needed) & (found >= 0)
         sharpest[better] = index
-        own = np.where(better, found, own)
+        own = np.where(better, np.maximum(own, found), own)  # a frame that ties lowers no bar
     differs = contrast(most, least)
     return _Details(most, differs, sharpest, undecided_regions(differs), around)
 

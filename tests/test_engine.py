@@ -394,6 +394,19 @@ def test_of_frames_that_are_all_sharp_the_preferred_one_is_taken(cpu, prefer, ex
     assert (found.labels == expected).mean() > 0.99
 
 
+@pytest.mark.parametrize("tie", ["first", "last"])
+def test_a_preferred_frame_is_nearly_as_sharp_as_the_sharpest(cpu, monkeypatch, tie):
+    """Each frame has 0.9 of the detail of the one before: neighbours tie, but not the ends."""
+    model = tiny_model(1)
+    monkeypatch.setattr(model, "focus", undecided)
+    sharp = textured(120, 140).astype(np.float64)
+    frames = [(128 + (sharp - 128) * 0.9**i).round().astype(np.uint8) for i in range(8)]
+    found = decide_focus(model, frames, cpu, tile=512, tie=tie)
+    assert found.labels.max() <= 1
+    found = decide_focus(model, frames[::-1], cpu, tile=512, tie=tie)
+    assert found.labels.min() >= 6
+
+
 def slopes(image1, image2, wanted):
     """Stand in for `JointModel.focus`: a network that takes every slope for sharpness."""
     steep = [box_mean(gradient_map(image), 9)[:, :, wanted[0], wanted[1]] for image in (image1, image2)]
