@@ -14,8 +14,9 @@ from mffsr.allocator import resident_memory
 from mffsr.device import Runtime
 from mffsr.errors import DeviceError, UsageError
 from mffsr.model import JointModel
-from mffsr.model.joint import DECODER_REACH, SOFT_REACH
+from mffsr.model.joint import DECODER_REACH
 from mffsr.model.srn import LIFTED_REACH
+from mffsr.model.transition import TRANSITION_REACH
 from mffsr.tiles import tiles
 
 __all__ = ["LARGEST_TILE", "SMALLEST_TILE", "Plan", "memory_of", "plan_tiles", "rough_seconds"]
@@ -110,7 +111,7 @@ def _costs(runtime: Runtime, model: JointModel) -> tuple[_Cost, _Cost]:
     fapn = model.fapn.config
     focus = _Cost(fapn.halo, width * 520, fapn.mean_reach, 0, 0)
     if model.fn is None:
-        return focus, _Cost(SOFT_REACH, width * 428, SOFT_REACH, 0, 0)
+        return focus, _Cost(TRANSITION_REACH, width * 428, TRANSITION_REACH, 0, 0)
     fn = model.fn.config
     features = width * (fn.features + 1) * 4 * fn.scale**2  # at high resolution
     later = DECODER_REACH + LIFTED_REACH

@@ -17,10 +17,11 @@ from mffsr.errors import MffsrError
 from mffsr.focus_map import Labels
 from mffsr.frames import Frame, row_blocks
 from mffsr.model import JointModel
-from mffsr.model.blocks import scaled
-from mffsr.model.joint import DECODER_REACH, SOFT_REACH, soft_transition
+from mffsr.model.blocks import scaled, widened
+from mffsr.model.joint import DECODER_REACH
+from mffsr.model.transition import TRANSITION_REACH, transition
 from mffsr.photo import Pixels
-from mffsr.tiles import Span, Tile, tiles
+from mffsr.tiles import Region, Span, Tile, tiles
 
 __all__ = ["Rendered", "enlarge_plane", "render"]
 
@@ -58,21 +59,23 @@ def render(
     scale, channels = model.scale, frames[0].shape[2]
     dtype = np.uint16 if depth == 16 else np.uint8
     out = np.empty((height * scale, width * scale, channels), dtype)
-    reach = model.fn.reach if model.fn is not None else SOFT_REACH
+    reach = max(model.fn.reach if model.fn is not None else 0, TRANSITION_REACH + DECODER_REACH)
     plan = list(tiles(height, width, tile, reach))
     run = 0
     for done, part in enumerate(plan, 1):
-        sources = _needed(labels, part) if gate else list(range(len(frames)))
-        run += len(sources)
-        core = _render_tile(model, [frames[i] for i in sources], sources, labels, part, runtime, gate=gate)
+        sources = _near(labels, part) if gate else list(range(len(frames)))
+        core, needed = _render_tile(
+            model, [frames[i] for i in sources], sources, labels, part, runtime, gate=gate
+        )
+        run += needed
         out[scaled(part.core, scale)] = _to_pixels(core, dtype, channels)
         progress(done, len(plan))
     return Rendered(out, run, len(plan) * len(frames))
 
 
-def _needed(labels: Labels, part: Tile) -> list[int]:
-    """Return the frames whose mask is not zero within the decoder's reach of a tile's core."""
-    margin = SOFT_REACH + DECODER_REACH
+def _near(labels: Labels, part: Tile) -> list[int]:
+    """Return the frames that the masks of a tile's core depend on, and the decoder's reach around it."""
+    margin = TRANSITION_REACH + DECODER_REACH
     rows, columns = (slice(max(0, s.start - margin), s.stop + margin) for s in part.core)
     return [int(label) for label in np.unique(labels[rows, columns])]
 
@@ -86,22 +89,31 @@ def _render_tile(
     runtime: Runtime,
     *,
     gate: bool,
-) -> torch.Tensor:
-    """Return the core of one tile, (1, 3, s·h, s·w) float32."""
+) -> tuple[torch.Tensor, int]:
+    """Return the core of one tile, (1, 3, s·h, s·w) float32, and of how many frames it is made."""
     left, right, top, bottom = border = _border(part, labels.shape) if model.scale > 1 else (0, 0, 0, 0)
     images = [F.pad(to_tensor(frame[part.outer], runtime), border, mode="reflect") for frame in frames]
     own = np.pad(labels[part.outer], ((top, bottom), (left, right)), mode="reflect")
     binary = np.stack([own == source for source in sources]).astype(np.float32)
     masks = torch.from_numpy(binary).to(runtime.device)[None]
-    with torch.inference_mode(), runtime.autocast():
-        if len(frames) > 1:
-            with torch.autocast(runtime.device.type, enabled=False):
-                masks = soft_transition(masks)
-        else:
-            masks = torch.ones_like(masks)  # alone within reach of the core
-        rows, columns = part.inner
-        core = slice(rows.start + top, rows.stop + top), slice(columns.start + left, columns.stop + left)
-        return model.render(images, masks, core, gate=gate)
+    rows, columns = part.inner
+    core = slice(rows.start + top, rows.stop + top), slice(columns.start + left, columns.stop + left)
+    with torch.inference_mode():
+        # Alone within reach of the core, a frame has all of the mask there.
+        masks = transition(masks, images) if len(frames) > 1 else torch.ones_like(masks)
+        if gate:
+            images, masks = _without_absent(images, masks, core)
+        with runtime.autocast():
+            return model.render(images, masks, core, gate=gate), len(images)
+
+
+def _without_absent(
+    images: list[torch.Tensor], masks: torch.Tensor, core: Region
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Leave out the frames whose mask is zero within the decoder's reach of the core."""
+    (rows, columns), _ = widened(core, DECODER_REACH, masks)
+    present = masks[0, :, rows, columns].amax((1, 2)).gt(0).tolist()
+    return [image for image, there in zip(images, present, strict=True) if there], masks[:, present]
 
 
 def _border(part: Tile, shape: tuple[int, ...]) -> tuple[int, int, int, int]:

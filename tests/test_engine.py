@@ -76,6 +76,26 @@ def test_gating_is_exact(cpu):
     assert difference(gated.pixels, full.pixels) <= 1
 
 
+@pytest.mark.parametrize("scale", [1, 2])
+def test_wide_transitions_are_tiled_and_gated_exactly(scale, cpu):
+    model = tiny_model(scale)
+    y, x = np.mgrid[:150, :210]
+    slope = (60 + x / 4 + y / 9)[:, :, None].repeat(3, 2)
+    frames = [(slope + 9 * i).astype(np.uint8) for i in range(3)]
+    frames[2][:, :60] = textured(150, 60)
+    labels = ((x + y // 3 > 118) + 2 * (x < 64)).clip(0, 2).astype(np.uint16)
+    whole, tiled, ungated = (
+        render(model, frames, labels, cpu, tile=tile, depth=16, gate=gate).pixels
+        for tile, gate in ((512, True), (64, True), (64, False))
+    )
+    assert difference(tiled, whole) <= 2
+    assert difference(ungated, whole) <= 2
+    if scale == 1:
+        middle = whole[75, 75:115, 0] / 257 - slope[75, 75:115, 0]  # from frame 0 to frame 1
+        assert (np.abs(np.diff(middle)) < 2).all(), "no line where both are plain"
+        assert middle.max() - middle.min() > 8
+
+
 def test_fusion_alone_takes_every_pixel_from_its_frame(cpu):
     near, far, sharp, mask = bracket(90, 120)
     out = render(tiny_model(1), [near, far], (1 - mask).astype(np.uint16), cpu, tile=64, depth=8).pixels

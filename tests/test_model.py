@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 from conftest import tiny_fapn, tiny_fn
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from mffsr.model import FAPN, FN, FapnConfig, SrnConfig, blocks, enlarge, onednn
@@ -22,8 +24,9 @@ from mffsr.model.blocks import (
 )
 from mffsr.model.dense import DenseResidualBlock
 from mffsr.model.fapn import FR
-from mffsr.model.joint import decide, soft_transition
+from mffsr.model.joint import decide
 from mffsr.model.srn import SCALES, SRN, STEPS
+from mffsr.model.transition import TRANSITION_REACH, WIDE_REACH, soft_transition, transition
 from mffsr.tiles import Tile, span
 
 
@@ -133,6 +136,44 @@ def test_soft_transition_keeps_sums_and_reaches_two_pixels():
         both[0, 0, 4],
         torch.tensor([1, 1, 15, 11, 5, 1, 0, 0, 0]) / torch.tensor([1, 1, 16, 16, 16, 16, 1, 1, 1]),
     )
+
+
+def halves(columns: int) -> torch.Tensor:
+    """Masks (1, 2, 80, 120) of which the first ends after so many columns."""
+    first = torch.zeros(1, 1, 80, 120)
+    first[..., :columns] = 1
+    return torch.cat((first, 1 - first), 1)
+
+
+def test_the_transition_is_wide_where_the_picture_is_plain_and_narrow_beside_detail():
+    masks = halves(60)
+    plain = [torch.full((1, 3, 80, 120), value) for value in (0.4, 0.5)]
+    weights = transition(masks, plain)
+    torch.testing.assert_close(weights.sum(1), torch.ones(1, 80, 120))
+    row = weights[0, 0, 40]
+    assert (row.diff() <= 0).all()
+    assert (row == 1).sum() == (row == 0).sum() == 60 - WIDE_REACH
+    assert row.diff().abs().max() < 0.1
+    plain[1][..., ::7] = 0.7  # detail of the second, up to the border
+    weights = transition(masks, plain)
+    torch.testing.assert_close(weights[..., 60:], soft_transition(masks)[..., 60:], rtol=0, atol=0.01)
+    plain[0][..., ::7] = 0.7
+    assert torch.equal(transition(masks, plain), soft_transition(masks))
+
+
+@given(seed=st.integers(0, 99), columns=st.integers(1, 119))
+def test_nothing_beyond_its_reach_matters_to_a_transition(seed: int, columns: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    sources = [0.4 + 0.003 * torch.randn(1, 3, 80, 120, generator=rng).cumsum(3) for _ in range(2)]
+    masks = halves(columns)
+
+    def part(x: torch.Tensor, margin: int) -> torch.Tensor:
+        return x[:, :, 30 - margin : 40 + margin, 50 - margin : 75 + margin]
+
+    near = [part(x, TRANSITION_REACH) for x in (masks, *sources)]
+    found = transition(near[0], near[1:])
+    inner = (slice(None), slice(None), *(slice(TRANSITION_REACH, -TRANSITION_REACH),) * 2)
+    assert torch.equal(found[inner], part(transition(masks, sources), 0))
 
 
 def test_decision_prefers_the_first_on_a_tie():

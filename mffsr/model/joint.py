@@ -21,27 +21,14 @@ from mffsr.model.onednn import working_type
 from mffsr.model.srn import SRN, Decoder, SourceFeatures, SrnConfig
 from mffsr.tiles import Region, covering
 
-__all__ = ["DECODER_REACH", "FN", "SOFT_REACH", "JointModel", "decide", "soft_transition"]
+__all__ = ["DECODER_REACH", "FN", "JointModel", "decide"]
 
-SOFT_REACH = 2  # of `soft_transition`, in low-resolution pixels
 DECODER_REACH = 2  # of Resize and D2, in low-resolution pixels, rounded up
 
 
 def decide(maps: FocusMaps) -> Tensor:
     """Return the binary decision M1 ≥ M2, float32 (B, 1, h, w)."""
     return (maps.m1 >= maps.m2).float()
-
-
-def soft_transition(masks: Tensor) -> Tensor:
-    """Soften binary masks (B, n, h, w) over two pixels, so that Resize makes no stairs; sums are kept.
-
-    A binomial 5×5 filter (two passes of 1-2-1 in each direction); its reach is `SOFT_REACH`.
-    """
-    x = F.pad(masks, (2, 2, 2, 2), mode="replicate")
-    for _ in range(2):
-        x = (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
-        x = (x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]) / 4
-    return x
 
 
 class FN(nn.Module):

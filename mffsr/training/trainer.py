@@ -22,7 +22,8 @@ from mffsr.device import Runtime
 from mffsr.errors import CheckpointError, TrainingError, UsageError
 from mffsr.model import FAPN, FN, FapnConfig, SrnConfig
 from mffsr.model.dense import DenseResidualBlock
-from mffsr.model.joint import decide, soft_transition
+from mffsr.model.joint import decide
+from mffsr.model.transition import soft_transition
 from mffsr.training import losses
 from mffsr.training.batches import focus_batch, fusion_batch, sr_batch
 from mffsr.training.degrade import Degradation

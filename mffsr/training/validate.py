@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mffsr.model import FAPN, FN
-from mffsr.model.joint import decide, soft_transition
+from mffsr.model.joint import decide
 from mffsr.model.srn import enlarge
+from mffsr.model.transition import soft_transition
 from mffsr.training import degrade
 from mffsr.training.batches import validation_brackets
 from mffsr.training.losses import ssim
