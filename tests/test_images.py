@@ -272,6 +272,25 @@ def test_tiff_white_is_zero_bigtiff_and_premultiplied_alpha(tmp_path: Path) -> N
     assert photo.pixels[0, 0].tolist() == [128, 128, 128]
 
 
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_tiff_channels_that_are_no_alpha_are_left_out_with_a_word(planar: str, tmp_path: Path) -> None:
+    mask, alpha = noisy()[:, :, :1], smooth(channels=1)
+    for extras, kinds in (([mask], ["unspecified"]), ([mask, alpha], ["unspecified", "unassalpha"])):
+        channels = np.concatenate([smooth(), *extras], axis=2)
+        stored = channels if planar == "contig" else np.moveaxis(channels, 2, 0)
+        tifffile.imwrite(
+            tmp_path / "x.tif", stored, photometric="rgb", planarconfig=planar, extrasamples=kinds
+        )
+        told: list[str] = []
+        photo = read_photo(tmp_path / "x.tif", warn=told.append)
+        np.testing.assert_array_equal(photo.pixels, smooth())
+        assert told == [f"{tmp_path / 'x.tif'}: channels beside colour and transparency are left out"]
+        has_alpha = "unassalpha" in kinds
+        assert (photo.alpha is not None) == read_header(tmp_path / "x.tif").has_alpha == has_alpha
+        if photo.alpha is not None:
+            np.testing.assert_array_equal(photo.alpha, alpha[:, :, 0])
+
+
 def test_first_of_several_pages_and_pictures(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "x.tif", np.stack([smooth(), noisy()]), photometric="rgb")
     told: list[str] = []

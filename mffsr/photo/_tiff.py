@@ -81,8 +81,13 @@ class _Layout:
         self.base = self._base_channels()
         if self.samples < self.base or self.samples > self.base + 4:
             raise UnsupportedError(f"has {self.samples} channels; gray or colour with one alpha was expected")
-        extra = [int(one) for one in page.extrasamples]
-        self.alpha = extra[0] if self.samples > self.base and extra else 0  # 1 associated, 2 not
+        self.alpha = 0  # 1 associated, 2 not, 0 none
+        self.kept = list(range(self.base))  # channels: colour, and the first that is alpha
+        extra = [] if self.photometric == 3 else [int(kind) for kind in page.extrasamples]
+        for channel, kind in enumerate(extra[: self.samples - self.base], self.base):
+            if kind in (1, 2) and not self.alpha:
+                self.alpha = kind
+                self.kept.append(channel)
 
     def _base_channels(self) -> int:
         """Colour channels by PhotometricInterpretation (TIFF 6.0, section 8)."""
@@ -102,7 +107,7 @@ class _Layout:
             bit_depth=16 if self.bits > 8 and self.photometric != 3 else 8,
             channels=1 if self.base == 1 and self.photometric != 3 else 3,
             format="TIFF",
-            has_alpha=self.alpha in (1, 2),
+            has_alpha=self.alpha > 0,
         )
 
 
@@ -146,6 +151,8 @@ def decode(stream: BinaryIO, warn: Warn) -> Decoded:
         layout = _Layout(page)
         pixels = np.asarray(page.asarray())
         colormap = page.colormap
+    if len(layout.kept) < layout.samples:
+        warn("channels beside colour and transparency are left out")
     if int(page.planarconfig or 1) == 2 and pixels.ndim == 3:
         pixels = np.moveaxis(pixels, 0, 2)
     pixels = pixels.reshape(layout.height, layout.width, layout.samples)
@@ -184,8 +191,9 @@ def _interpret(pixels: np.ndarray, layout: _Layout, colormap: np.ndarray | None)
             raise ValueError("a palette TIFF without its palette")
         table = colormap if colormap.max() < 256 else colormap >> 8  # some writers leave out the shift
         return np.ascontiguousarray(table.astype(np.uint8).T[pixels[:, :, 0].astype(np.intp)])
-    keep = layout.base + (layout.alpha in (1, 2))
-    pixels = np.ascontiguousarray(pixels[:, :, :keep])
+    if len(layout.kept) < layout.samples:
+        pixels = pixels[:, :, layout.kept]
+    pixels = np.ascontiguousarray(pixels)
     bits, full = layout.bits, 255 if layout.bits <= 8 else 65535
     if pixels.dtype == bool or bits not in (8, 16):
         wide = pixels.astype(np.uint32) * full
