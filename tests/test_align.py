@@ -217,6 +217,12 @@ def test_alpha_is_moved_but_not_brightened() -> None:
     assert (out[..., 3] == 200).all()
 
 
+def test_exposure_is_matched_where_the_thumbnail_has_one_row() -> None:
+    light = np.tile(np.linspace(0.1, 0.4, 4000)[None, :, None], (16, 1, 3))
+    frame, reference = (np.rint(from_linear(light * gain) * 255).astype(np.uint8) for gain in (1, 1.5))
+    assert match_exposure(frame, reference) == pytest.approx((1.5,) * 3, rel=0.03)
+
+
 @pytest.mark.parametrize("empty", [np.uint8(0), np.uint8(255)])
 def test_an_empty_frame_is_refused_by_name(empty: np.uint8) -> None:
     black = np.full((HEIGHT, WIDTH, 3), empty)

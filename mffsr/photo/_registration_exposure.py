@@ -42,7 +42,8 @@ def _ratio(frame: Float, reference: Float, valid: Float) -> float:
     """Median of reference / frame over the blurred pixels, weighted by their light."""
     mask = (valid > USABLE).astype(np.float32)
     blurred = [cv2.GaussianBlur(image, (0, 0), BLUR) for image in (frame * mask, reference * mask, mask)]
-    below, above, support = (image[1::3, 1::3].ravel() for image in blurred)
+    rows, columns = (slice(min(1, side - 1), None, 3) for side in mask.shape)  # a long photo may have one row
+    below, above, support = (image[rows, columns].ravel() for image in blurred)
     keep = (support > SUPPORT) & (below > 1e-5) & (above > 1e-5)
     if keep.sum() < FEWEST:
         keep = (support > 0.02) & (below > 1e-5) & (above > 1e-5)
