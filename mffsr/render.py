@@ -147,7 +147,10 @@ def _to_pixels(image: torch.Tensor, dtype: type[np.uint8 | np.uint16], channels:
 
 
 def enlarge_plane(planes: Sequence[Frame], labels: Labels, scale: int) -> Pixels:
-    """Return the fused and enlarged alpha of a bracket: planes H×W×1, each where its frame wins, bicubic."""
+    """Return the fused and enlarged alpha of a bracket: planes H×W×1, each where its frame wins.
+
+    Linear, since a cubic overshoots at the edges of what is cut out.
+    """
     fused: Pixels = np.zeros(labels.shape, planes[0].dtype)
     for rows in row_blocks(labels.shape, 2):
         for label in np.unique(labels[rows]):
@@ -156,4 +159,4 @@ def enlarge_plane(planes: Sequence[Frame], labels: Labels, scale: int) -> Pixels
     if scale == 1:
         return np.ascontiguousarray(fused)
     size = (fused.shape[1] * scale, fused.shape[0] * scale)
-    return cv2.resize(fused, size, interpolation=cv2.INTER_CUBIC).astype(fused.dtype)
+    return cv2.resize(fused, size, interpolation=cv2.INTER_LINEAR).astype(fused.dtype)

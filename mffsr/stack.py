@@ -230,7 +230,7 @@ def resample(
         alpha: Pixels | None = None
         if len(stack.alphas):
             plane = stack.alphas.whole(index)
-            alpha = warp(plane, replace(registration, gain=(1.0,)), stack.size, crop=view)
+            alpha = warp(plane, replace(registration, gain=(1.0,)), stack.size, crop=view, linear=True)
             stack.alphas.put(index, np.ascontiguousarray(alpha))
         if save is not None:
             head = stack.heads[index]

@@ -25,7 +25,8 @@ from mffsr.frames import FrameStore, row_blocks
 from mffsr.photo import Photo, read_photo, write_photo
 from mffsr.photo.align import Registration
 from mffsr.plan import Plan, memory_of, plan_tiles
-from mffsr.stack import covered, near_first
+from mffsr.render import enlarge_plane
+from mffsr.stack import covered, near_first, read_stack, resample
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "100"}
 
@@ -122,6 +123,22 @@ def test_a_frame_that_was_not_moved_covers_even_what_opencv_cannot_warp():
     assert covered(still, size, (7, 0, 30, 2)).shape == (2, 30)
     assert not covered(moved_by_one, (50, 2), (0, 0, 50, 2)).all()
     assert not covered(still, (50, 2), (10, 0, 50, 2)).all()
+
+
+def test_alpha_has_no_rings_at_its_edges():
+    pixels, alpha = textured(20, 40), np.zeros((20, 40), np.uint8)
+    alpha[:, 20:] = 255
+    shift = np.array([[1, 0, 0.5], [0, 1, 0], [0, 0, 1]])
+    with FrameStore(2) as frames, FrameStore(2) as alphas:
+        stack = read_stack([photo(pixels, alpha=alpha)] * 2, frames, alphas, Events())
+        resample(stack, [Registration(index=0), Registration(index=1, matrix=shift)], crop=False)
+        planes = [alphas.whole(0), alphas.whole(1)]
+    assert 100 < planes[1][10, 19, 0] < 155
+    for index in (0, 1):
+        enlarged = enlarge_plane(planes, np.full((20, 40), index, np.uint16), 3)
+        steps = np.diff(enlarged.astype(int), axis=1)
+        assert steps.min() == 0, "rises once, and never falls"
+        assert (enlarged[0, 0], enlarged[0, -1]) == (0, 255)
 
 
 def test_loading_on_access_reads_every_photo_once_and_changes_no_pixel(on_disk, cpu):

@@ -220,11 +220,13 @@ def warp(
     size: tuple[int, int],
     *,
     crop: tuple[int, int, int, int] | None = None,
+    linear: bool = False,
 ) -> Image:
     """`frame` (H×W×C) as the reference would show it: one Lanczos resampling, exposure matched.
 
-    `size` is (width, height) of the reference, `crop` a rectangle (x, y, width, height) of it. The dtype is
-    kept, values are clipped, the border is replicated. Channels beyond the gains (alpha) keep their values.
+    `size` is (width, height) of the reference, `crop` a rectangle (x, y, width, height) of it. `linear`
+    resampling, instead, does not overshoot at edges. The dtype is kept, values are clipped, the border is
+    replicated. Channels beyond the gains (alpha) keep their values.
     With the identity and gain 1 the pixels come back as they are (and may be a view of `frame`). No
     side of frame or result may be longer than 32766 pixels unless the registration is the identity.
     """
@@ -235,7 +237,7 @@ def warp(
     # the gain is applied in 16 bit, before the resampling: rounded once, at the end
     source = frame if _neutral(registration.gain) else _expose(frame, registration.gain, np.dtype(np.uint16))
     matrix = registration.matrix @ np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], float)
-    flags = cv2.INTER_LANCZOS4 | cv2.WARP_INVERSE_MAP
+    flags = (cv2.INTER_LINEAR if linear else cv2.INTER_LANCZOS4) | cv2.WARP_INVERSE_MAP
     if np.array_equal(matrix[2], [0, 0, 1]):
         out = cv2.warpAffine(
             source, matrix[:2], (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
