@@ -25,8 +25,9 @@ class Runtime:
 
     device: torch.device
     dtype: torch.dtype  # of the convolutions; images, masks and the final sum stay float32
-    memory: int  # bytes that may be used
+    memory: int  # bytes that may be taken beside those that the process has already
     reason: str  # one line, for the user
+    limit: int = 1 << 62  # bytes that a run may take in all, the program included
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -62,7 +63,7 @@ def choose(device: str = "auto", precision: str = "auto", max_memory: int | None
     """Choose device, precision and memory budget.
 
     device: auto (the fastest), cuda, cuda:N, mps or cpu; precision: auto (the fastest that is exact enough),
-    fp32, bf16 or fp16; max_memory: most bytes to use, by default, and at most, 80 % of what is free. Raises
+    fp32, bf16 or fp16; max_memory: most bytes to use, beside the limit of 80 % of what is free. Raises
     UsageError for a device or precision that is not there, and names those that are; DeviceError where a
     graphics card does not answer.
     """
@@ -76,11 +77,11 @@ def choose(device: str = "auto", precision: str = "auto", max_memory: int | None
     dtype, why = _precision(chosen) if precision == "auto" else (PRECISIONS[precision], "as asked")
     if dtype == torch.float16 and chosen.type == "cpu":
         raise UsageError("precision fp16: slower than fp32 on a CPU and less exact\nuse fp32, bf16 or auto")
-    memory = min(max_memory or 1 << 62, int(0.8 * available_memory(chosen)))
+    memory, limit = int(0.8 * available_memory(chosen)), max_memory or 1 << 62
     label = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen.type.upper()
     label = f"{label}, {torch.get_num_threads()} threads" if chosen.type == "cpu" else label
     short = next(key for key, value in PRECISIONS.items() if value == dtype)
-    return Runtime(device=chosen, dtype=dtype, memory=memory, reason=f"{label}, {short} ({why})")
+    return Runtime(device=chosen, dtype=dtype, memory=memory, limit=limit, reason=f"{label}, {short} ({why})")
 
 
 def _precision(device: torch.device) -> tuple[torch.dtype, str]:

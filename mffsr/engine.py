@@ -91,8 +91,8 @@ def fuse(
     weights: name of a bundled set, a weight file or a folder of them; see `mffsr.checkpoint.find`.
     device: auto (the fastest), cuda, cuda:N, mps or cpu. precision: auto (the fastest that is exact enough),
     fp32, bf16 or fp16.
-    tile: side of a tile in pixels, at least 64; by default what memory allows. max_memory: most bytes to use;
-    by default what is free. Neither changes the result.
+    tile: largest side of a tile in pixels, at least 64; by default what memory allows. max_memory: most bytes
+    to use, what the host program has apart; by default what is free. Neither changes the result.
     align: register the photos first. motion, on_bad_frame, crop and prefer: see `fuse_bracket`.
     depth: 8 or 16 bits per channel; by default that of the deepest photo.
 
@@ -167,7 +167,7 @@ def fuse_bracket(
                 resample(stack, registrations, crop=crop, save=save_aligned)
         depth = depth or stack.frames[0].dtype.itemsize * 8
         shape = stack.in_order[0].shape
-        plan = plan_tiles(runtime, model, shape, tile, depth)
+        plan = plan_tiles(runtime, model, shape, tile, depth, events.warning)
         keep_up_to(memory_of(plan, runtime, model, shape, depth))
         if plan.render < LARGEST_TILE:  # memory is short, or the user says so by a small tile
             keep_few_kernels()

@@ -56,38 +56,60 @@ class _Cost(NamedTuple):
 
 
 def plan_tiles(
-    runtime: Runtime, model: JointModel, shape: tuple[int, ...], tile: int | None, depth: int
+    runtime: Runtime,
+    model: JointModel,
+    shape: tuple[int, ...],
+    tile: int | None,
+    depth: int,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """Choose the tiles' sides from the memory that is there, once the pictures have their share.
+    """Choose the tiles' sides from the memory that may be used, once the pictures have their share.
 
-    The bytes a source pixel costs in each network are estimates; `benchmarks/memory.py` measures them. Raises
-    UsageError for a tile that is too small, DeviceError where not even the smallest fits.
+    None is larger than `tile`; `warn` is told where they are smaller. The bytes a source pixel costs in each
+    network are estimates; `benchmarks/memory.py` measures them. Raises UsageError for a tile that is too
+    small, DeviceError where not even the smallest fits.
     """
-    if tile is not None:
-        if tile < SMALLEST_TILE:
-            raise UsageError(f"tile is {tile}, expected at least {SMALLEST_TILE} pixels")
-        return Plan(focus=tile, render=tile)
-    pictures = 0
-    if runtime.device.type == "cpu":
-        pictures = _pictures(model, shape, depth)
-    budget = runtime.memory - pictures
-    if runtime.device.type == "cpu":
-        budget -= max(0, PROGRAM - resident_memory())
+    if tile is not None and tile < SMALLEST_TILE:
+        raise UsageError(f"tile is {tile}, expected at least {SMALLEST_TILE} pixels")
+    budget, memory = _budget(runtime, model, shape, depth)
+    focus, enlarge = _costs(runtime, model)
+    least = max(focus.tile(SMALLEST_TILE, shape), enlarge.tile(SMALLEST_TILE, shape))
+    if least > budget:
+        raise DeviceError(
+            f"{memory >> 20} MB of memory do not suffice for photos of this size: "
+            f"about {(memory - budget + least >> 20) + 1} MB are needed\n"
+            "close other programs, or raise --max-memory"
+        )
 
     def side(cost: _Cost, size: int) -> int:
-        while size > SMALLEST_TILE and cost.tile(size, shape) > budget:
+        while cost.tile(size, shape) > budget:
             size = max(SMALLEST_TILE, size // 2)
-        if cost.tile(size, shape) > budget:
-            raise DeviceError(
-                f"{max(0, runtime.memory) >> 20} MB of memory do not suffice for photos of this size\n"
-                "close other programs, or raise --max-memory"
-            )
         return size
 
-    focus, enlarge = _costs(runtime, model)
+    if tile is not None:
+        plan = Plan(focus=side(focus, tile), render=side(enlarge, tile))
+        if min(plan.focus, plan.render) < tile:
+            warn(
+                f"tiles of {tile} pixels take more memory than may be used: going on with tiles of "
+                f"{plan.focus} pixels to find focus, {plan.render} to enlarge"
+            )
+        return plan
     if runtime.device.type == "cuda":
         return Plan(focus=side(focus, LARGEST_CUDA_TILE), render=side(enlarge, LARGEST_CUDA_TILE))
     return Plan(focus=side(focus, LARGEST_FOCUS_TILE), render=side(enlarge, LARGEST_TILE))
+
+
+def _budget(runtime: Runtime, model: JointModel, shape: tuple[int, ...], depth: int) -> tuple[int, int]:
+    """Return the bytes for a tile, and those that they are left of: what is free, or what is allowed.
+
+    On a CPU the first are beside what the program has already, the second include it.
+    """
+    free, allowed = runtime.memory, runtime.limit
+    if runtime.device.type == "cpu":
+        pictures = _pictures(model, shape, depth)
+        free -= max(0, PROGRAM - resident_memory()) + pictures
+        allowed -= PROGRAM + pictures
+    return min((free, runtime.memory), (allowed, runtime.limit))
 
 
 def memory_of(plan: Plan, runtime: Runtime, model: JointModel, shape: tuple[int, ...], depth: int) -> int:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from dataclasses import replace
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -13,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mffsr.checkpoint import assemble
+from mffsr.device import Runtime
 from mffsr.engine import Events, Plan, fuse_bracket, plan_tiles
 from mffsr.errors import BracketError, DeviceError, MffsrError, UsageError
 from mffsr.focus_map import decide_focus, preview
 from mffsr.model import FAPN, FapnConfig, FocusMaps
 from mffsr.model.blocks import box_mean, gradient_map
 from mffsr.photo import Photo
-from mffsr.plan import SOURCES, rough_seconds
+from mffsr.plan import SOURCES, memory_of, rough_seconds
 from mffsr.regions import fill_holes, settle_undecided, undecided_regions
 from mffsr.render import render
 
@@ -291,8 +295,6 @@ def test_metadata_are_those_of_the_first_frame_that_is_used(cpu):
 
 
 def test_tiles_are_chosen_from_the_memory(cpu):
-    from dataclasses import replace
-
     model = tiny_model(2)
     plenty = plan_tiles(cpu, model, (4000, 6000, 3), None, 16)
     assert plenty == Plan(focus=768, render=512)
@@ -305,8 +307,6 @@ def test_tiles_are_chosen_from_the_memory(cpu):
 
 
 def test_no_tile_chosen_from_the_memory_is_below_the_smallest(cpu):
-    from dataclasses import replace
-
     model, sides = assemble(FAPN(FapnConfig()), None), set()  # of the true reach
     for memory in range(40, 2000):  # MB
         with contextlib.suppress(DeviceError):
@@ -314,6 +314,52 @@ def test_no_tile_chosen_from_the_memory_is_below_the_smallest(cpu):
             sides |= {plan.focus, plan.render}
     assert min(sides) == 64
     assert 96 in sides  # which halved would be 48
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    height=st.integers(1, 9000),
+    width=st.integers(1, 9000),
+    megabytes=st.integers(500, 4000),
+    tile=st.none() | st.integers(64, 5000),
+    held=st.integers(0, 4 << 30),
+)
+def test_what_a_plan_needs_is_within_the_limit(height, width, megabytes, tile, held):
+    model, limit, shape = tiny_model(2), megabytes << 20, (height, width, 3)
+    runtime = Runtime(
+        device=torch.device("cpu"), dtype=torch.float32, memory=64 << 30, limit=limit, reason=""
+    )
+    with mock.patch("mffsr.plan.resident_memory", return_value=held):
+        try:
+            plan = plan_tiles(runtime, model, shape, tile, 8)
+        except DeviceError:
+            assert memory_of(Plan(focus=64, render=64), runtime, model, shape, 8) > limit
+            return
+    assert memory_of(plan, runtime, model, shape, 8) <= limit
+
+
+def test_the_least_memory_that_is_named_suffices(cpu):
+    model, shape = tiny_model(2), (4000, 6000, 3)
+    with pytest.raises(DeviceError) as refused:
+        plan_tiles(replace(cpu, limit=700 << 20), model, shape, None, 8)
+    least = int(re.search(r"^700 MB .* about (\d+) MB are needed", str(refused.value))[1])
+    assert plan_tiles(replace(cpu, limit=least << 20), model, shape, None, 8) == Plan(focus=64, render=64)
+    with pytest.raises(DeviceError, match="do not suffice"):
+        plan_tiles(replace(cpu, limit=least - 2 << 20), model, shape, None, 8)
+
+
+def test_a_tile_too_large_for_the_memory_is_halved_with_a_word(cpu):
+    told, model, shape = [], tiny_model(2), (8000, 12000, 3)
+    short = replace(cpu, limit=6 << 30, memory=6 << 30)
+    plan = plan_tiles(short, model, shape, 4096, 8, told.append)
+    assert plan.focus < 4096
+    assert memory_of(plan, short, model, shape, 8) < 6 << 30
+    assert told == [
+        "tiles of 4096 pixels take more memory than may be used: going on with tiles of "
+        f"{plan.focus} pixels to find focus, {plan.render} to enlarge"
+    ]
+    assert plan_tiles(cpu, model, (300, 400, 3), 4096, 8, told.append) == Plan(focus=4096, render=4096)
+    assert len(told) == 1, "a photo smaller than the tile takes no more than its own size"
 
 
 def test_holes_and_islands_are_filled():

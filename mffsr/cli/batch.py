@@ -285,7 +285,8 @@ def _fuse_here(
             out=options.out,
             options=worker.deciding(),
             resume=resume,
-            ahead=min(spare, computing.memory or spare) // 8,  # the engine leaves a fifth of what is free
+            # The engine leaves a fifth of what is free, but nothing of --max-memory.
+            ahead=spare // 8 if computing.memory is None else 0,
             started=started,
             ended=tally.ended,
             warn=console.warning,

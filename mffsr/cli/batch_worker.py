@@ -196,7 +196,8 @@ def load_fuser(options: Options, computing: Computing, console: Console) -> Fuse
     from mffsr.device import choose
 
     runtime = choose(computing.device, computing.precision, computing.memory)
-    runtime = replace(runtime, memory=runtime.memory // computing.processes)
+    share = computing.processes
+    runtime = replace(runtime, memory=runtime.memory // share, limit=runtime.limit // share)
     console.message(f"device: {runtime.reason}")
     model, parts = load_model(options.scale, computing.weights)
     model = runtime.place(model)

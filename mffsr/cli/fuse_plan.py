@@ -30,7 +30,7 @@ def dry_run(job: Job, model: JointModel, runtime: Runtime, tile: int | None, con
     width, height = job.size
     count = len(job.photos)
     shape = (height, width, job.channels)
-    plan = plan_tiles(runtime, model, shape, tile, job.depth)
+    plan = plan_tiles(runtime, model, shape, tile, job.depth, console.warning)
     if job.framing.align:
         events = Events(progress=console.progress, message=console.message, warning=console.warning)
         photos = job.open(console)
@@ -50,7 +50,7 @@ def dry_run(job: Job, model: JointModel, runtime: Runtime, tile: int | None, con
         *_photos(job, registrations, dropped),
         *(_table(registrations) if job.framing.align else ()),
         f"output  {job.output}, {size[0]}×{size[1]}, {job.depth} bits",
-        f"device  {runtime.reason}, up to {runtime.memory >> 20} MB",
+        f"device  {runtime.reason}, up to {min(runtime.memory, runtime.limit) >> 20} MB",
         f"tiles   focus {plan.focus}, enlarging {plan.render} pixels a side",
         f"needs   about {memory >> 20} MB of memory, {disk >> 20} MB of disk meanwhile, {_time(seconds)}",
     ]

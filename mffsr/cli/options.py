@@ -87,7 +87,7 @@ Weights: TypeAlias = Annotated[
     str, typer.Option(metavar="NAME|PATH", help="Name of a bundled set, a weight file or a folder of them.")
 ]
 Tile: TypeAlias = Annotated[
-    str, typer.Option(metavar="PIXELS", help="auto, or the side of a tile in pixels.")
+    str, typer.Option(metavar="PIXELS", help="auto, or the largest side of a tile in pixels.")
 ]
 MaxMemory: TypeAlias = Annotated[
     str, typer.Option(metavar="SIZE", help="Most memory to use, such as 4G.  [what is free]")
