@@ -157,7 +157,7 @@ def fuse_bracket(
         raise UsageError(f"depth {depth}: expected 8 or 16")
     with (
         FrameStore(len(photos), folders=scratch) as store,
-        FrameStore(len(photos), folders=scratch) as alphas,
+        FrameStore(len(photos), folders=scratch, beside=store) as alphas,
     ):
         with _timed(seconds, "align"):
             stack = read_stack(photos, store, alphas, events)

@@ -60,17 +60,27 @@ class FrameStore:
     """Frames by number, each put once or more; a context manager, whose end removes the file.
 
     `count` frames are expected; `folders` are those where the file may lie, best first (the system's for
-    temporary files where none is given). Raises PhotoError where no disk has room for them.
+    temporary files where none is given). Raises PhotoError where no disk has room for them and for what is
+    still to come `beside` them, in another store.
     """
 
-    def __init__(self, count: int, *, folders: Sequence[Path] = (), in_memory: int | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        *,
+        folders: Sequence[Path] = (),
+        in_memory: int | None = None,
+        beside: FrameStore | None = None,
+    ) -> None:
         self._count = count
         self._folders = folders
+        self._beside = beside
         self._in_memory = IN_MEMORY if in_memory is None else in_memory
         self._frames: dict[int, Frame] = {}
         self._room: dict[int, tuple[int, int]] = {}  # offset and bytes that a frame has in the file
         self._file: IO[bytes] | None = None
         self._end = 0
+        self._expected = 0  # bytes of the file when all frames are there
 
     def __enter__(self) -> FrameStore:
         return self
@@ -100,7 +110,9 @@ class FrameStore:
             self._frames[index] = pixels
             return
         if self._file is None:
-            self._file = _scratch(self._count * pixels.nbytes, self._folders)
+            self._expected = self._count * pixels.nbytes
+            to_come = 0 if self._beside is None else self._beside.to_come
+            self._file = _scratch(self._expected + to_come, self._folders)
         offset, room = self._room.get(index, (self._end, 0))
         if room < pixels.nbytes:
             offset, room = self._end, pixels.nbytes
@@ -115,6 +127,11 @@ class FrameStore:
                 f"about {self._count * pixels.nbytes >> 20} MB are needed; TMPDIR names another folder"
             ) from None
         self._frames[index] = StoredFrame(self._file, offset, pixels.shape, pixels.dtype)
+
+    @property
+    def to_come(self) -> int:
+        """Bytes that the file is still to take."""
+        return max(0, self._expected - self._end)
 
     def close(self) -> None:
         """Drop all frames and the file."""

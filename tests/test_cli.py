@@ -325,6 +325,17 @@ def test_a_plan_of_gray_photos_asks_for_gray_photos_memory(quick, folder):
     assert colour["disk"] == 2 * 4000 * 3000 * 3
 
 
+def test_a_plan_counts_alpha_on_disk(quick, folder, monkeypatch):
+    monkeypatch.setattr("mffsr.frames.IN_MEMORY", 0)
+    for name in ("a.png", "b.png"):
+        write_photo(
+            Photo(pixels=np.zeros((64, 80, 3), np.uint8), alpha=np.ones((64, 80), np.uint8)), f"alpha-{name}"
+        )
+    result = quick("alpha-a.png", "alpha-b.png", "-n", "--no-align", "--json", "-s", 1, "-o", "o.tif")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["expected"]["disk"] == 2 * 64 * 80 * 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -104,6 +104,19 @@ def test_no_room_is_said_before_anything_is_computed(monkeypatch, on_disk, cpu):
         fuse_bracket(Loading([textured(64, 80, s) for s in (0, 1)]), tiny_model(1), cpu, align=False)
 
 
+def test_room_for_alpha_is_sought_beside_that_of_the_frames_to_come(monkeypatch, on_disk):
+    pixels = textured(64, 80)
+    room = SimpleNamespace(free=3 * pixels.nbytes)
+    monkeypatch.setattr(frames_module.shutil, "disk_usage", lambda folder: room)
+    with FrameStore(3) as frames, FrameStore(3, beside=frames) as alphas:
+        frames.put(0, pixels)
+        room.free -= pixels.nbytes
+        with pytest.raises(PhotoError, match="cannot be kept on disk"):
+            alphas.put(0, pixels[:, :, :1])
+        room.free = 3 * pixels.nbytes
+        alphas.put(0, pixels[:, :, :1])
+
+
 def test_why_no_folder_can_keep_the_frames_is_said_of_each(monkeypatch, on_disk, tmp_path):
     def refuse(**options):
         raise PermissionError(13, "Permission denied", str(options["dir"]))

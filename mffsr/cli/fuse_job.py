@@ -125,6 +125,7 @@ class Job:
     max_pixels: int  # that a photo may have
     source_depth: int = 8  # of the deepest photo
     channels: int = 3  # 1 if all photos are gray
+    has_alpha: bool = False
     framing: Framing = Framing()
     focus_map: Path | None = None  # where it goes, its preview beside it
     aligned: tuple[Path, ...] = ()  # where the registered photos go; empty where they are not kept
@@ -224,6 +225,7 @@ def prepare(
         max_pixels=max_pixels,
         source_depth=deepest,
         channels=max(header.channels for header in headers),
+        has_alpha=any(header.has_alpha for header in headers),
         framing=framing,
         focus_map=focus_map,
         aligned=tuple(aligned),

@@ -36,14 +36,18 @@ def dry_run(job: Job, model: JointModel, runtime: Runtime, tile: int | None, con
         photos = job.open(console)
         folders = [job.output.parent]
         framing = job.framing
-        stores = FrameStore(count, folders=folders), FrameStore(count, folders=folders)
-        with console.live(), stores[0], stores[1]:
-            stack = read_stack(photos, *stores, events)
+        with (
+            console.live(),
+            FrameStore(count, folders=folders) as store,
+            FrameStore(count, folders=folders, beside=store) as alphas,
+        ):
+            stack = read_stack(photos, store, alphas, events)
             registrations = register(stack, events, model=framing.model, on_bad_frame=framing.on_bad_frame)
         dropped = stack.dropped
         shape = (*field_of_view(registrations, job.size, crop=framing.crop)[:1:-1], job.channels)
     memory = memory_of(plan, runtime, model, shape, job.depth)
-    disk = disk_needed(count, width * height * job.channels * job.source_depth // 8)
+    plane = width * height * job.source_depth // 8
+    disk = disk_needed(count, plane * job.channels) + job.has_alpha * disk_needed(count, plane)
     seconds = rough_seconds(model, runtime, plan, shape, count - len(dropped))
     size = (shape[1] * job.scale, shape[0] * job.scale)
     lines = [
