@@ -627,6 +627,13 @@ def test_text_csv_and_latex_of_a_sheet() -> None:
     assert to_csv([["a", 0.5, math.nan, None]]) == "a,0.5,,\n"
 
 
+def test_a_line_without_a_number_hides_the_best_from_nobody() -> None:
+    lines = [Line("first", {"Q_G": math.nan}), Line("a", {"Q_G": 0.25}), Line("b", {"Q_G": 0.5})]
+    tex = to_latex([Sheet(title="t", first="x", columns=["Q_G"], lines=lines, compared=True)])
+    assert r"b & \textbf{0.5000}" in tex
+    assert tex.count("textbf") == 1
+
+
 def test_latex_is_told_of_what_is_infinite() -> None:
     sheet = Sheet(title="t", first="x", columns=["psnr_y"], lines=[Line("same", {"psnr_y": math.inf})])
     assert r"same & $\infty$ \\" in to_latex([sheet])

@@ -135,7 +135,7 @@ def to_latex(sheets: Iterable[Sheet]) -> str:
 def _latex(sheet: Sheet) -> str:
     best = {
         key: max(
-            (line.values[key] for line in sheet.lines if line.rival and key in line.values),
+            (v for line in sheet.lines if line.rival and not math.isnan(v := line.values.get(key, math.nan))),
             default=math.nan,
         )
         for key in sheet.columns
