@@ -27,6 +27,11 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
         _leave(130)
+    except OSError as error:  # of --help or --version, which print by themselves
+        if "--debug" in sys.argv:
+            raise
+        sys.stderr.write(f"error: {error.strerror or error}\n")
+        _leave(1)
     except SystemExit as end:
         if end.code == 130:
             _leave(130)

@@ -130,6 +130,8 @@ def read_header(path: Path) -> dict[str, str]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
+    except FileNotFoundError:  # of the Rust library: it names the file itself, and has no strerror
+        raise CheckpointError(f"{path}: no such weight file") from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # noqa: BLE001 - the Rust library raises its own types, documented nowhere

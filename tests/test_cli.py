@@ -19,12 +19,15 @@ import pytest
 from conftest import bracket
 from typer.testing import CliRunner
 
+from mffsr import plan
+from mffsr.checkpoint import weights_folder
 from mffsr.cli.app import app
 from mffsr.cli.console import Console, failure_text
-from mffsr.cli.fuse_job import Motion, expand, parse_memory
+from mffsr.cli.fuse_job import Motion, expand, parse_memory, parse_tile
 from mffsr.cli.fuse_plan import _table, describe_registration
 from mffsr.cli.train import _lock
 from mffsr.errors import PhotoError, TrainingError, UsageError
+from mffsr.limits import SMALLEST_TILE
 from mffsr.photo import Photo, read_photo, write_photo
 from mffsr.photo.align import MODELS, Registration
 
@@ -276,6 +279,12 @@ def test_lists_are_bytes_and_only_line_feeds_end_a_line(tmp_path, monkeypatch, l
     assert [os.fsencode(path) for path in expand([listed])] == names
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_list_may_be_what_powershell_writes(tmp_path, encoding):
+    (tmp_path / "list.txt").write_bytes("\ufeffa b.jpg\r\né.jpg\r\n".encode(encoding))
+    assert expand([f"@{tmp_path / 'list.txt'}"]) == [Path("a b.jpg"), Path("é.jpg")]
+
+
 def test_a_name_that_is_piped_out_is_that_of_the_file(monkeypatch):
     name, out = os.fsdecode(b"caf\xe9.jpg"), io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "utf-8"))
@@ -296,11 +305,19 @@ def test_what_registration_cannot_tell_is_null_and_a_dash():
     assert len(set(map(len, lines[1:]))) == 1
 
 
-@pytest.mark.parametrize("size", ["0", "0G", "0.0001K", "4X", "-1"])
+@pytest.mark.parametrize("size", ["0", "0G", "0.0001K", "4X", "-1", "9" * 400, "9" * 5000 + "G"])
 def test_a_memory_limit_is_more_than_nothing(size):
     with pytest.raises(UsageError, match="expected something like 4G"):
         parse_memory(size)
     assert parse_memory("1.5K") == 1536
+
+
+@pytest.mark.parametrize("side", ["0", "63", "-64", "6.4", "9" * 5000])
+def test_a_tile_is_large_enough_and_a_number(side):
+    with pytest.raises(UsageError, match=r"expected (at least 64|auto or a number of) pixels"):
+        parse_tile(side)
+    assert (parse_tile("64"), parse_tile("auto")) == (64, None)
+    assert SMALLEST_TILE == plan.SMALLEST_TILE
 
 
 def test_out_of_memory_says_what_to_make_smaller():
@@ -519,6 +536,34 @@ def test_version_help_and_doctor():
     assert data["AVIF"]["found"] in ("yes", "no")
     assert data["AVIF"]["ok"] or "pillow" in data["AVIF"]["fix"]
     assert result.returncode == 0, result.stdout
+
+
+def test_doctor_misses_bundled_weights(tmp_path, monkeypatch):
+    bundled = shutil.copytree(weights_folder(), tmp_path / "weights")
+    monkeypatch.setattr("mffsr.checkpoint.weights_folder", lambda: bundled)
+    for name in ("fapn.safetensors", "photo-x3.safetensors"):
+        (bundled / name).unlink()
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    data = json.loads(result.stdout)
+    assert result.exit_code == 1
+    wrong = {name for name, finding in data.items() if not finding["ok"]}
+    assert wrong == {"fapn.safetensors", "photo-x3.safetensors"}
+    assert data["fapn.safetensors"]["found"] == f"{bundled / 'fapn.safetensors'}: no such weight file"
+    assert data["fapn.safetensors"]["fix"] == "install mffsr again"
+    (bundled / "manifest.json").unlink()
+    data = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
+    assert not data["manifest.json"]["ok"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fuse", "--help"]])
+def test_a_full_disk_is_told_even_by_help(arguments):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "mffsr", *arguments]
+        result = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, env=ENV, text=True, timeout=60, check=False
+        )
+    assert (result.returncode, result.stderr) == (1, "error: No space left on device\n")
 
 
 def test_help_does_not_import_torch():

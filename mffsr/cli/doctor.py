@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import platform
 from typing import Any, NamedTuple
 
@@ -75,21 +76,22 @@ def _device() -> list[Finding]:
 def _weights() -> list[Finding]:
     from mffsr.checkpoint import load, weights_folder
 
-    folder = weights_folder()
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        return [
-            Finding("weights", False, f"none in {folder}", "install mffsr again: the weights come with it")
-        ]
+    folder, again = weights_folder(), "install mffsr again"
+    manifest = folder / "manifest.json"
     findings = []
-    for path in files:
+    try:
+        bundled = set(json.loads(manifest.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        bundled = set()
+        findings.append(Finding(manifest.name, False, f"{manifest}: cannot be read ({error})", again))
+    for name in sorted(bundled | {path.name for path in folder.glob("*.safetensors")}):
         try:
-            part = load(path)
+            part = load(folder / name)
         except MffsrError as error:
-            findings.append(Finding(path.name, False, str(error).splitlines()[0], "install mffsr again"))
+            findings.append(Finding(name, False, str(error).splitlines()[0], again))
         else:
             steps = f"{part.header.get('stage', '?')} stage, {part.header.get('steps', '?')} steps"
-            findings.append(Finding(path.name, True, f"{steps}, sha256 {part.sha256[:16]}"))
+            findings.append(Finding(name, True, f"{steps}, sha256 {part.sha256[:16]}"))
     return findings
 
 

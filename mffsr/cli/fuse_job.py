@@ -19,6 +19,7 @@ import typer
 from mffsr.cli.console import Console
 from mffsr.cli.outputs import aligned_names, check_outputs, default_output, free_name, with_preview
 from mffsr.errors import BracketError, PhotoError, UsageError
+from mffsr.limits import SMALLEST_TILE
 from mffsr.text import natural
 
 if TYPE_CHECKING:
@@ -185,7 +186,12 @@ def expand(arguments: list[str], own: Sequence[Path] = ()) -> list[Path]:
 
 
 def _listed(content: bytes) -> list[Path]:
-    """Return the files of a list, one a line. Names are bytes: in them, only line feeds end a line."""
+    """Return the files of a list, one a line. Names are bytes: in them, only line feeds end a line.
+
+    A list in UTF-16, as PowerShell writes it, is known by its byte order mark.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode("utf-16", "replace").encode()
     lines = content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").split(b"\n")
     return [Path(os.fsdecode(line)) for line in lines if line.strip()]
 
@@ -330,8 +336,10 @@ def parse_tile(text: str) -> int | None:
     """Return the side of a tile in pixels, None for auto; raises UsageError."""
     if text == "auto":
         return None
-    if not text.isdecimal():
+    if not re.fullmatch(r"\d{1,9}", text):
         raise UsageError(f"tile {text}: expected auto or a number of pixels")
+    if int(text) < SMALLEST_TILE:
+        raise UsageError(f"tile is {text}, expected at least {SMALLEST_TILE} pixels")
     return int(text)
 
 
@@ -339,7 +347,7 @@ def parse_memory(text: str) -> int | None:
     """Return bytes for something like 4G, None for nothing; raises UsageError."""
     if not text:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)i?B?", text, re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([KMGT]?)i?B?", text, re.IGNORECASE)
     size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
     if size < 1:
         raise UsageError(f"max-memory {text}: expected something like 4G or 800M")
