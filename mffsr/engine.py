@@ -175,7 +175,7 @@ def fuse_bracket(
             focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, adaptive, events)
             labels = _filled(stack, registrations, focus.labels, crop=crop) if fill else focus.labels
         if focus.undecided >= TOLD:
-            events.message(f"{focus.undecided:.1%} of the picture is plain, or sharp in no photo")
+            events.warning(f"{focus.undecided:.1%} of the picture is plain, or sharp in no photo")
         with _timed(seconds, "enlarge"):
             rendered = _render(stack, model, runtime, plan, labels, depth, gate, events)
             photo = _finish(stack, rendered, labels, model.scale, provenance or {}, events)
