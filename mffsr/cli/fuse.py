@@ -100,6 +100,8 @@ def fuse(
     console = Console(quiet=quiet, as_json=as_json)
     with exit_codes(console, debug=debug):
         started = time.perf_counter()
+        tile_size = parse_tile(tile)
+        memory = parse_memory(max_memory)
         paths = expand(photos, own_files(output, focus_map))
         existing = OnExists.overwrite if force else on_exists
         job = prepare(
@@ -122,8 +124,6 @@ def fuse(
         )
         if report is not None:
             report = settle_report(report, job, existing)
-        tile_size = parse_tile(tile)
-        memory = parse_memory(max_memory)
         width, height = job.size
         console.message(
             f"{len(paths)} photos of {width}×{height} → {job.output} ({width * scale}×{height * scale})"
@@ -178,8 +178,10 @@ def run_job(
     """
     from mffsr.engine import Events, fuse_bracket
     from mffsr.photo import write_photo
+    from mffsr.plan import plan_tiles
 
     framing = job.framing
+    plan_tiles(runtime, model, (*job.size[::-1], job.channels), tile, job.depth)  # too large? before reading
 
     def save(index: int, photo: Photo) -> None:
         target = job.aligned[index]
