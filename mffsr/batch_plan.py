@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -34,8 +34,11 @@ _FIELD = re.compile(r"\{([^{}]*)\}")
 _FIELDS = ("bracket", "scale", "ext")
 
 
-def plan_text(found: Found, folder: Path) -> str:
-    """Return brackets as a plan; raises UsageError for names that TOML, being UTF-8, cannot hold."""
+def plan_text(found: Found, folder: Path, notes: Sequence[str] = ()) -> str:
+    """Return brackets as a plan; raises UsageError for names that TOML, being UTF-8, cannot hold.
+
+    `notes` are one for each bracket, or none; they become comments.
+    """
     root = Path(os.path.abspath(folder))
     lines = [
         "# Plan of mffsr batch. Edit it, then: mffsr batch --plan THIS_FILE -o OUT",
@@ -44,8 +47,10 @@ def plan_text(found: Found, folder: Path) -> str:
         "",
         f"folder = {_string(str(root))}",
     ]
-    for bracket in found.brackets:
-        lines += ["", "[[bracket]]" + _comment(bracket.why), f"name = {_string(bracket.name)}"]
+    for bracket, note in zip(found.brackets, notes or [""] * len(found.brackets), strict=True):
+        lines += ["", "[[bracket]]" + _comment(bracket.why)]
+        lines += [_comment(note).strip()] if note else []
+        lines.append(f"name = {_string(bracket.name)}")
         if bracket.output is not None:
             lines.append(f"output = {_string(bracket.output)}")
         lines += ["photos = [", *(f"  {_string(_relative(photo, root))}," for photo in bracket.photos), "]"]
@@ -130,14 +135,14 @@ def _check_name(name: str, where: str) -> None:
         )
 
 
-def check_template(template: str, brackets: int) -> None:
-    """Refuse a template that is no name inside a folder, or gives all brackets one name; UsageError."""
+def check_template(option: str, template: str, brackets: int = 1) -> None:
+    """Refuse an option's template that is no name inside a folder, or gives all brackets one; UsageError."""
     unknown = [name for name in _FIELD.findall(template) if name not in _FIELDS]
     if unknown or "{" in _FIELD.sub("", template) or "}" in _FIELD.sub("", template):
-        raise UsageError(f"template {template}: expected {{{'}, {'.join(_FIELDS)}}} and plain text")
+        raise UsageError(f"{option} {template}: expected {{{'}, {'.join(_FIELDS)}}} and plain text")
     if brackets > 1 and "{bracket}" not in template:
-        raise UsageError(f"template {template}: without {{bracket}} all outputs would have one name")
-    _check_name(_FIELD.sub("x", template), f"template {template}")
+        raise UsageError(f"{option} {template}: without {{bracket}} all outputs would have one name")
+    _check_name(_FIELD.sub("x", template), f"{option} {template}")
 
 
 def target_name(template: str, bracket: Bracket, scale: int, extension: str) -> str:

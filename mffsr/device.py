@@ -12,7 +12,7 @@ import torch
 
 from mffsr.errors import DeviceError, UsageError
 
-__all__ = ["PRECISIONS", "Runtime", "available_devices", "available_memory", "choose"]
+__all__ = ["PRECISIONS", "Runtime", "available_devices", "available_memory", "choose", "find_device"]
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
@@ -59,13 +59,10 @@ def available_devices() -> list[str]:
     return [*found, "cpu"]
 
 
-def choose(device: str = "auto", precision: str = "auto", max_memory: int | None = None) -> Runtime:
-    """Choose device, precision and memory budget.
+def find_device(device: str, precision: str) -> torch.device:
+    """Return the device that a name stands for, and take up nothing on it.
 
-    device: auto (the fastest), cuda, cuda:N, mps or cpu; precision: auto (the fastest that is exact enough),
-    fp32, bf16 or fp16; max_memory: most bytes to use, beside the limit of 80 % of what is free. Raises
-    UsageError for a device or precision that is not there, and names those that are; DeviceError where a
-    graphics card does not answer.
+    Raises UsageError for a device or precision that is not there, and names those that are.
     """
     found = available_devices()
     name = found[0] if device == "auto" else "cuda:0" if device == "cuda" else device
@@ -74,9 +71,21 @@ def choose(device: str = "auto", precision: str = "auto", max_memory: int | None
     if precision not in ("auto", *PRECISIONS):
         raise UsageError(f"precision {precision}: expected auto, {', '.join(PRECISIONS)}")
     chosen = torch.device(name)
-    dtype, why = _precision(chosen) if precision == "auto" else (PRECISIONS[precision], "as asked")
-    if dtype == torch.float16 and chosen.type == "cpu":
+    if precision == "fp16" and chosen.type == "cpu":
         raise UsageError("precision fp16: slower than fp32 on a CPU and less exact\nuse fp32, bf16 or auto")
+    return chosen
+
+
+def choose(device: str = "auto", precision: str = "auto", max_memory: int | None = None) -> Runtime:
+    """Choose device, precision and memory budget.
+
+    device: auto (the fastest), cuda, cuda:N, mps or cpu; precision: auto (the fastest that is exact enough),
+    fp32, bf16 or fp16; max_memory: most bytes to use, beside the limit of 80 % of what is free. Raises
+    UsageError for a device or precision that is not there, and names those that are; DeviceError where a
+    graphics card does not answer.
+    """
+    chosen = find_device(device, precision)
+    dtype, why = _precision(chosen) if precision == "auto" else (PRECISIONS[precision], "as asked")
     memory, limit = int(0.8 * available_memory(chosen)), max_memory or 1 << 62
     label = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen.type.upper()
     label = f"{label}, {torch.get_num_threads()} threads" if chosen.type == "cpu" else label

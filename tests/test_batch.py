@@ -133,6 +133,17 @@ def test_a_broken_bracket_does_not_stop_the_others(mffsr, copied, tmp_path):
     assert quiet.stderr.startswith("2 done, 2 failed:")
 
 
+def test_a_batch_warns_of_what_is_sharp_in_no_photo(mffsr, tmp_path):
+    (tmp_path / "in" / "plain").mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        write_photo(Photo(pixels=np.full((64, 80, 3), 99, np.uint8)), tmp_path / "in" / "plain" / name)
+    result = mffsr("batch", tmp_path / "in", "-o", tmp_path / "out", "-s", 1, "--no-align", "--json")
+    assert result.exit_code == 0, result.stderr
+    warning = "100.0% of the picture is plain, or sharp in no photo"
+    assert events(result)[1]["warnings"] == [warning]
+    assert f"warning: plain: {warning}" in result.stderr
+
+
 def test_one_failure_is_named_in_one_line(mffsr, copied, tmp_path):
     (copied / "b2" / "p2.jpg").write_bytes(b"no photo")
     result = mffsr("batch", copied, "-o", tmp_path / "out", "-s", 1)
@@ -148,6 +159,63 @@ def test_no_brackets_is_a_usage_error(mffsr, tmp_path):
     assert not (tmp_path / "out").exists()
     assert mffsr("batch").exit_code == 2
     assert mffsr("batch", tmp_path / "none").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "word"),
+    [
+        ("--tile", "10", "tile is 10, expected at least 64 pixels"),
+        ("--tile", "foo", "tile foo"),
+        ("--max-memory", "much", "max-memory much"),
+        ("--precision", "fp8", "precision fp8"),
+        ("--device", "cuda:99", "device cuda:99"),
+        ("--template", "{x}", "--template {x}"),
+        ("--focus-map", "{x}.png", "--focus-map {x}.png"),
+        ("--focus-map", "{bracket}.jpg", "is a PNG file"),
+    ],
+)
+@pytest.mark.parametrize("only", [[], ["-n"]])
+def test_options_are_checked_before_the_folder_is_read(mffsr, brackets, tmp_path, option, value, word, only):
+    result = mffsr("batch", brackets, "-o", tmp_path / "out", option, value, *only)
+    assert result.exit_code == 2, result.stderr
+    assert word in result.stderr
+    assert "looking for brackets" not in result.stderr
+    assert not result.stdout
+
+
+def test_weights_are_looked_for_before_the_folder_is_read(mffsr, brackets, tmp_path):
+    result = mffsr("batch", brackets, "-n", weights=tmp_path / "none.safetensors")
+    assert result.exit_code == 1
+    assert "none.safetensors: no such weight file" in result.stderr
+    assert "looking for brackets" not in result.stderr
+
+
+def test_a_map_of_all_brackets_is_refused_by_its_own_name(mffsr, brackets, tmp_path):
+    result = mffsr("batch", brackets, "-o", tmp_path / "out", "--focus-map", "m.png")
+    assert result.exit_code == 2
+    assert "--focus-map m.png: without {bracket}" in result.stderr
+
+
+def test_a_dry_run_tells_what_each_bracket_takes(mffsr, copied, tmp_path):
+    write_photo(Photo(pixels=np.zeros((30, 40, 3), np.uint8)), copied / "b2" / "p3.jpg")
+    result = mffsr("batch", copied, "-o", tmp_path / "out", "-n", "-s", 3, "--tile", 64)
+    assert result.exit_code == 0, result.stderr
+    name = tmp_path / "out" / "b1_x3.jpg"
+    assert f"# 2 photos of 80×64 → {name}, 240×192; tiles of 64 and 64 pixels, " in result.stdout
+    assert "# cannot be fused: " in result.stdout
+    assert "warning: b2: " in result.stderr
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "plan.toml").write_text(result.stdout)
+    assert [b.name for b in read_plan(tmp_path / "plan.toml")] == ["b1", "b2", "b3"]
+    told = events(mffsr("batch", copied, "-o", tmp_path / "out", "-n", "-s", 3, "--json"))[0]
+    assert told["device"] in ("cpu", "mps", "cuda:0")
+    one, two, _ = told["brackets"]
+    assert (one["width"], one["height"], one["depth"], one["output"]) == (240, 192, 8, str(name))
+    assert one["expected"]["memory"] > 100 << 20
+    assert "30" in two["fault"]
+    remote = events(mffsr("batch", copied, "-n", "--cluster", "tcp://127.0.0.1:9", "--json"))[0]
+    assert remote["brackets"][0]["width"] == 160
+    assert "expected" not in remote["brackets"][0]
 
 
 def test_a_plan_is_written_edited_and_followed(mffsr, copied, tmp_path):

@@ -326,8 +326,8 @@ def test_a_plan_that_is_none_is_refused(tmp_path, text, word):
     "template", ["{x}", "{bracket.__class__}", "{", "../{bracket}", "/{bracket}", "x", ""]
 )
 def test_templates_are_checked(template):
-    with pytest.raises(UsageError):
-        check_template(template, 2)
+    with pytest.raises(UsageError, match=r"^--focus-map "):
+        check_template("--focus-map", template, 2)
 
 
 def test_links_out_of_the_output_folder_are_not_followed(tmp_path):

@@ -406,6 +406,13 @@ def test_bad_input_is_refused_by_name_and_nothing_is_written(fuse, folder, argum
     assert {p.name: p.lstat().st_mtime_ns for p in folder.iterdir()} == before
 
 
+def test_too_little_memory_is_told_before_a_photo_is_read(quick, monkeypatch):
+    monkeypatch.setattr("mffsr.photo.read_photo", pytest.fail)
+    result = quick("a.jpg", "b.jpg", "-o", "out.png", "--max-memory", "1M")
+    assert result.exit_code == 1
+    assert "1 MB of memory do not suffice" in result.stderr
+
+
 def test_every_motion_is_offered():
     assert [motion.value for motion in Motion] == list(MODELS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,11 +13,11 @@ import typer
 
 from mffsr.cli import fuse_job
 from mffsr.cli import options as opt
-from mffsr.cli.batch_report import Tally, named
+from mffsr.cli.batch_dry_run import print_plan, write_plan
+from mffsr.cli.batch_report import Tally
 from mffsr.cli.batch_worker import Computing, Options, load_fuser
 from mffsr.cli.console import Console, exit_codes
 from mffsr.cli.fuse_job import Depth, Framing, Motion, OnBadFrame, OnExists
-from mffsr.cli.outputs import check_outputs
 from mffsr.cli.reports import settle_index, write_index
 from mffsr.errors import PhotoError, UsageError
 from mffsr.limits import MAX_MEGAPIXELS
@@ -93,7 +94,12 @@ def batch(
         typer.Option(metavar="ADDRESS", help="Send the brackets to this Dask scheduler (extra: cluster)."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("-n", "--dry-run", help="Print the plan (or write it to --plan), and stop.")
+        bool,
+        typer.Option(
+            "-n",
+            "--dry-run",
+            help="Print the plan, with sizes, tiles and memory (or write it to --plan), and stop.",
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON event per line.")] = False,
     quiet: opt.Quiet = False,
@@ -110,10 +116,6 @@ def batch(
         existing = OnExists.overwrite if force else on_exists
         writes_plan = dry_run and plan is not None and folder is not None
         max_pixels = max_megapixels * 1_000_000
-        found = _brackets(folder, None if writes_plan else plan, group.value, out, max_pixels, console)
-        if dry_run:
-            _dry_run(found, folder, plan if writes_plan else None, existing, console)
-            return
         options = Options(
             out=out,
             template=template,
@@ -133,13 +135,29 @@ def batch(
             max_pixels=max_pixels,
             report=settle_index(report, out, existing, resume=resume) if report is not None else None,
         )
-        _check_templates(options, len(found.brackets))
-        _check_out(out)
-        memory = fuse_job.parse_memory(max_memory)
-        processes = min(workers, len(found.brackets))
         computing = Computing(
-            device=device, precision=precision, weights=weights, memory=memory, processes=processes
+            device=device,
+            precision=precision,
+            weights=weights,
+            memory=fuse_job.parse_memory(max_memory),
+            processes=workers,
         )
+        _check_templates(options)
+        if not dry_run:
+            _check_out(out)
+        console.message("looking for device and weights")
+        _check_computing(computing, scale, here=cluster is None)
+        found = _brackets(folder, None if writes_plan else plan, group.value, out, max_pixels, console)
+        _check_templates(options, len(found.brackets))
+        computing = replace(computing, processes=min(workers, len(found.brackets)))
+        root = folder or Path()
+        if plan is not None and writes_plan:
+            write_plan(found, root, plan, overwrite=existing is OnExists.overwrite, console=console)
+            return
+        if dry_run:
+            fuser = load_fuser(options, computing, console) if cluster is None else None
+            print_plan(found, root, options, fuser, console)
+            return
         _run(found.brackets, options, computing, cluster, resume=resume, console=console, debug=debug)
 
 
@@ -181,29 +199,14 @@ def _brackets(
     return found
 
 
-def _dry_run(
-    found: Found, folder: Path | None, plan: Path | None, on_exists: OnExists, console: Console
-) -> None:
-    """Print the plan, or write it to `plan`."""
-    from mffsr.batch_plan import plan_text
+def _check_computing(computing: Computing, scale: int, *, here: bool) -> None:
+    """Refuse weights, and where it computes `here` a device or precision, that are not there."""
+    from mffsr.checkpoint import find
+    from mffsr.device import find_device
 
-    text = plan_text(found, folder or Path())
-    data = {
-        "event": "plan",
-        "brackets": [{**named(b), "why": b.why} for b in found.brackets],
-        "left_out": [{"path": str(path), "why": why} for path, why in found.left_out],
-    }
-    if plan is None:
-        console.result(text.rstrip("\n"), data)
-        return
-    from mffsr.photo import atomic_output
-
-    photos = [photo for bracket in found.brackets for photo in bracket.photos]
-    check_outputs([plan], [*photos, *(path for path, _ in found.left_out)])
-    with atomic_output(plan, overwrite=on_exists is OnExists.overwrite) as stream:
-        stream.write(text.encode())
-    console.message(f"{len(found.brackets)} brackets")
-    console.result(str(plan), data)
+    if here:
+        find_device(computing.device, computing.precision)
+    find(computing.weights, scale)
 
 
 def _check_out(out: Path) -> None:
@@ -215,12 +218,12 @@ def _check_out(out: Path) -> None:
         raise PhotoError(f"{out}: cannot be written into: no permission to write into {place}")
 
 
-def _check_templates(options: Options, brackets: int) -> None:
+def _check_templates(options: Options, brackets: int = 1) -> None:
     from mffsr.batch_plan import check_template
 
-    check_template(options.template, brackets)
+    check_template("--template", options.template, brackets)
     if options.focus_map is not None:
-        check_template(options.focus_map, brackets)
+        check_template("--focus-map", options.focus_map, brackets)
         if not options.focus_map.lower().endswith(".png"):
             raise UsageError(f"{options.focus_map}: the focus map is a PNG file")
 

@@ -34,6 +34,7 @@ __all__ = [
     "OnBadFrame",
     "OnExists",
     "Prefer",
+    "check_photos",
     "expand",
     "own_files",
     "parse_memory",
@@ -212,7 +213,7 @@ def prepare(
 
     Raises typer.Exit where the output exists and is to be skipped.
     """
-    headers = _check_photos(paths, max_pixels, framing)
+    headers = check_photos(paths, max_pixels, framing)
     deepest = max(header.bit_depth for header in headers)
     wanted = wanted_depth(depth, deepest)
     target = output if output is not None else default_output(paths[0], scale, wanted)
@@ -249,7 +250,7 @@ def wanted_depth(asked: Depth, deepest: int) -> int:
     return deepest if asked is Depth.auto else int(asked.value)
 
 
-def _check_photos(paths: list[Path], max_pixels: int, framing: Framing) -> list[Header]:
+def check_photos(paths: list[Path], max_pixels: int, framing: Framing) -> list[Header]:
     """Return the headers of a bracket; raises MffsrError for photos that cannot be one."""
     from mffsr.photo import check_pixels, check_registrable, read_header
 
