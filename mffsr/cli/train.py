@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -15,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mffsr.cli import options as opt
-from mffsr.cli.console import Console, Terminated, exit_codes
+from mffsr.cli.console import Console, exit_codes
+from mffsr.cli.train_run import Run, Which
 from mffsr.errors import TrainingError, UsageError
 from mffsr.limits import SCALES
 
@@ -24,18 +23,8 @@ if TYPE_CHECKING:
     from mffsr.training.photos import Photos
     from mffsr.training.processes import Processes
     from mffsr.training.stages import Stage
-    from mffsr.training.train import Report, RunOptions
 
 __all__ = ["train"]
-
-
-class Which(str, Enum):
-    """What to train."""
-
-    fapn = "fapn"
-    srn = "srn"
-    joint = "joint"
-    all = "all"
 
 
 class Kind(str, Enum):
@@ -156,7 +145,7 @@ def train(
 
                 console.result(str(write_preview(photos, out / "preview.png", preview, seed)))
                 return
-            run = _Run(
+            run = Run(
                 out,
                 which,
                 options,
@@ -177,143 +166,6 @@ def train(
                 validate_every=validate_every,
                 save_every=save_every,
             )
-
-
-class _Run:
-    """The stages of one command, one after the other."""
-
-    def __init__(
-        self,
-        out: Path,
-        which: Which,
-        options: RunOptions,
-        *,
-        photos: Photos,
-        held_out: Photos,
-        runtime: Runtime,
-        processes: Processes,
-        console: Console,
-    ) -> None:
-        self.out, self.which, self.options = out, which, options
-        self.photos, self.held_out = photos, held_out
-        self.runtime, self.processes, self.console = runtime, processes, console
-
-    def stages(
-        self,
-        stages: Sequence[Stage],
-        *,
-        initial: Path | None,
-        fapn: Path | None,
-        teachers: Sequence[Path],
-        minutes: float | None,
-        resume: bool,
-        compiled: bool | None,
-        validate_every: int,
-        save_every: int,
-    ) -> None:
-        """Train the stages; raises KeyboardInterrupt or Terminated once the state is saved."""
-        from mffsr.training.train import train_stage
-
-        console = self.console
-        stop = _Stop(time.monotonic() + 60 * minutes if minutes else None)
-        for stage in stages:
-            size = f"{stage.patch}×{stage.patch}"
-            console.message(f"{stage.name}: {stage.steps} steps of {stage.batch} patches of {size} pixels")
-            with console.live():
-                weights, step = train_stage(
-                    stage,
-                    self.options,
-                    self.photos,
-                    self.held_out,
-                    self.out,
-                    self.runtime,
-                    initial=_initial(stage, initial, self.out, self.options.scale, self.which),
-                    fapn=_guide(fapn, self.out) if stage.name == "joint" else None,
-                    teachers=() if self.which is Which.all and stage.name != "srn" else teachers,
-                    resume=resume,
-                    processes=self.processes,
-                    compiled=compiled,
-                    validate_every=validate_every,
-                    save_every=save_every,
-                    on_report=_Told(console),
-                    should_stop=stop,
-                )
-            if step < stage.steps:
-                kept = f"its state is kept in {self.out}, go on with --resume" if step else "nothing to keep"
-                console.message(f"{stage.name} stopped after step {step} of {stage.steps}: {kept}")
-                break
-            if self.processes.rank == 0:
-                console.result(str(weights))
-        self.processes.leave()
-        stop.leave()
-
-
-class _Stop:
-    """Whether training should end at the next step: Ctrl-C, SIGTERM or the time is up.
-
-    A second signal stops at once; what was saved last stays.
-    """
-
-    def __init__(self, deadline: float | None) -> None:
-        self.deadline = deadline
-        self.signal: int | None = None
-        with contextlib.suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGINT, self._interrupt)
-            signal.signal(signal.SIGTERM, self._interrupt)
-
-    def _interrupt(self, number: int, frame: object) -> None:
-        again = self.signal is not None
-        self.signal = number
-        if again:
-            self.leave()
-
-    def leave(self) -> None:
-        """Raise what the signal that came, if any, stands for."""
-        if self.signal is not None:
-            raise Terminated if self.signal == signal.SIGTERM else KeyboardInterrupt
-
-    def __call__(self) -> bool:
-        return self.signal is not None or (self.deadline is not None and time.monotonic() > self.deadline)
-
-
-class _Told:
-    """Tells of a stage's course: a bar where one can be drawn, lines every so often and at validations."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.begun: tuple[float, int] | None = None
-        self.last = time.monotonic()
-        self.busy: float | None = None
-
-    def __call__(self, report: Report) -> None:
-        """Take one report of the loop."""
-        now = time.monotonic()
-        self.begun = self.begun or (now, report.step)
-        self.busy = self.busy if report.gpu_busy is None else report.gpu_busy
-        if self.console.drawing:
-            self.console.progress(f"Training {report.stage}", report.step, report.steps)
-        every = 60 if self.console.drawing else 10  # seconds
-        if not report.scores and report.step < report.steps and now - self.last < every:
-            return
-        self.last = now
-        parts = [] if report.loss is None else [f"loss {report.loss:.5f}"]
-        parts += [f"{name} {value:.4g}" for name, value in (report.scores or {}).items()]
-        if report.images_per_second is not None:
-            parts.append(f"{report.images_per_second:.1f} patches/s")
-        if report.data_share is not None:
-            parts.append(f"{report.data_share:.0%} of it making data")
-        if self.busy is not None:
-            parts.append(f"GPU {self.busy:.0%} busy")
-        if report.step > self.begun[1] and report.step < report.steps and not self.console.drawing:
-            rate = (now - self.begun[0]) / (report.step - self.begun[1])
-            parts.append(f"{_duration(rate * (report.steps - report.step))} left")
-        self.console.message(f"{report.stage} {report.step} of {report.steps}: {', '.join(parts)}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _runtime(device: str, precision: str) -> Runtime:
@@ -415,24 +267,3 @@ def _photos(
         f"{len(scored)} to validate on"
     )
     return photos, scored
-
-
-def _initial(stage: Stage, given: Path | None, run: Path, scale: int, which: Which) -> Path | None:
-    """Return the weights a stage starts from: those asked for, or what the stage before left in the run."""
-    own = run / f"x{scale}.safetensors"
-    if stage.name == "joint" and (which is Which.all or given is None):
-        if not own.exists():
-            raise UsageError(
-                f"{own}: the joint stage starts from trained SRN weights\ntrain srn first, or use --init"
-            )
-        return own
-    return None if stage.name == "fapn" and which is Which.all else given
-
-
-def _guide(given: Path | None, run: Path) -> Path:
-    from mffsr.checkpoint import weights_folder
-
-    if given is not None:
-        return given
-    own = run / "fapn.safetensors"
-    return own if own.exists() else weights_folder() / "fapn.safetensors"
