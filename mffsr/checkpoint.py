@@ -39,6 +39,7 @@ __all__ = [
     "load",
     "load_model",
     "provenance",
+    "read_design",
     "save_network",
     "weights_folder",
     "write_file",
@@ -153,11 +154,12 @@ def read_header(path: Path) -> dict[str, str]:
     return header
 
 
-def load(path: Path, *, kind: str | None = None, scale: int | None = None) -> Checkpoint:
-    """Read, verify and rebuild one network, float32, on the CPU, in evaluation mode.
+def read_design(
+    path: Path, *, kind: str | None = None, scale: int | None = None
+) -> tuple[dict[str, str], FAPN | FN]:
+    """Return a weight file's header and the network that it describes, without its tensors (on "meta").
 
-    Names, shapes and types are compared before anything is allocated, then the digest, then that every
-    value is finite. Raises CheckpointError, which says what was expected and what was found.
+    Raises CheckpointError for a file that is none of ours, or of another kind or scale.
     """
     header = read_header(path)
     if kind is not None and header["kind"] != kind:
@@ -171,6 +173,18 @@ def load(path: Path, *, kind: str | None = None, scale: int | None = None) -> Ch
         raise CheckpointError(f"{path}: its configuration is not understood ({error})") from None
     if scale is not None and header["kind"] == "fn" and config.scale != scale:
         raise CheckpointError(f"{path}: weights for scale {config.scale}, but scale {scale} is asked for")
+    if not isinstance(network, FAPN | FN):
+        raise TypeError(type(network))
+    return header, network
+
+
+def load(path: Path, *, kind: str | None = None, scale: int | None = None) -> Checkpoint:
+    """Read, verify and rebuild one network, float32, on the CPU, in evaluation mode.
+
+    Names, shapes and types are compared before anything is allocated, then the digest, then that every
+    value is finite. Raises CheckpointError, which says what was expected and what was found.
+    """
+    header, network = read_design(path, kind=kind, scale=scale)
     tensors = _read_tensors(path, network.state_dict())
     if digest(tensors) != header.get("sha256"):
         raise CheckpointError(f"{path}: damaged (its checksum does not match its contents)")
@@ -180,8 +194,6 @@ def load(path: Path, *, kind: str | None = None, scale: int | None = None) -> Ch
     full = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     network.load_state_dict(full, strict=True, assign=True)
     network.eval().requires_grad_(False)
-    if not isinstance(network, FAPN | FN):
-        raise TypeError(type(network))
     return Checkpoint(path=path, kind=header["kind"], network=network, sha256=header["sha256"], header=header)
 
 

@@ -210,11 +210,55 @@ def test_too_little_data_is_a_usage_error_before_anything_is_written(folder: Pat
     ):
         code, err = run_here("train", "srn", "--data", str(data), "--out", str(run))
         assert (code, message in err) == (2, True), err
+    assert not run.exists()
     code, err = run_here("train", "srn", "--data", str(folder), "--out", str(run), "--patch", "48")
     assert code == 2
     assert "120×112 pixels, training needs at least 136×136" in err
     assert "smaller --patch" in err
     assert not list(run.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--seed", "-1"), ("--seed", str(2**64))]
+    + [(option, value) for option in ("--rate", "--minutes") for value in ("0", "-5", "nan", "inf")],
+)
+def test_numbers_that_are_none_are_refused(folder: Path, tmp_path: Path, option: str, value: str) -> None:
+    code, err = run_here(*arguments(folder, tmp_path / "run", option, value))
+    assert code == 2
+    assert option in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("which", "option", "weights", "message"),
+    [
+        ("all", "--fapn", "none.safetensors", "none.safetensors: no such weight file"),
+        ("all", "--fapn", "x2.safetensors", "holds fn weights, expected fapn"),
+        ("srn", "--init", "none.safetensors", "none.safetensors: no such weight file"),
+        ("srn", "--init", "fapn.safetensors", "holds fapn weights, expected fn"),
+        ("fapn", "--init", "x2.safetensors", "holds fn weights, expected fapn"),
+        ("joint", "--init", "x3.safetensors", "weights for scale 3, but scale 2 is asked for"),
+        ("srn", "--teacher", "x3.safetensors", "weights for scale 3, but scale 2 is asked for"),
+        ("all", "--teacher", "fapn.safetensors", "holds fapn weights, expected fn"),
+        ("joint", "--teacher", "x2.safetensors", "teachers teach srn alone, not joint"),
+    ],
+)
+def test_wrong_weights_are_refused_before_a_photo_is_read(
+    tiny_weights: Path, folder: Path, tmp_path: Path, which: str, option: str, weights: str, message: str
+) -> None:
+    given = (option, str(tiny_weights / weights))
+    code, err = run_here(*arguments(folder, tmp_path / "run", *given, which=which))
+    assert code == (2 if which == "joint" and option == "--teacher" else 1)
+    assert message in err
+    assert "Decoding" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_is_no_file(folder: Path, tmp_path: Path) -> None:
+    code, err = run_here(*arguments(folder, folder / "0.png"))
+    assert code == 2
+    assert "0.png: is no folder\nchoose another --out" in err
 
 
 def test_a_corrupt_photo_is_named_before_training(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -33,6 +34,7 @@ __all__ = [
     "Tile",
     "Weights",
     "one_of",
+    "positive",
 ]
 
 
@@ -45,6 +47,13 @@ def one_of(*allowed: int) -> Callable[[int | None], int | None]:
         return value
 
     return check
+
+
+def positive(value: float | None) -> float | None:
+    """Check a number that may be left out; raises typer.BadParameter."""
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"{value} is not a number above 0.")
+    return value
 
 
 # What is fused, and how

@@ -14,7 +14,7 @@ import typer
 
 from mffsr.cli import options as opt
 from mffsr.cli.console import Console, exit_codes
-from mffsr.cli.train_run import Run, Which
+from mffsr.cli.train_run import Run, Which, check_weights
 from mffsr.errors import TrainingError, UsageError
 from mffsr.limits import SCALES
 
@@ -78,10 +78,11 @@ def train(
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples per step and process.")] = None,
     patch: Annotated[int | None, typer.Option(min=16, help="Low-resolution pixels a side.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    rate: Annotated[float | None, typer.Option(callback=opt.positive, help="Highest learning rate.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")] = 0,
     minutes: Annotated[
-        float | None, typer.Option(help="Stop after so many minutes; go on with --resume.")
+        float | None,
+        typer.Option(callback=opt.positive, help="Stop after so many minutes; go on with --resume."),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on where the run in --out stopped, exactly.")] = False,
     validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 1000,
@@ -130,16 +131,20 @@ def train(
             gradient_embedding=geb,
             shallow_deep=sdfc,
         )
-        _check_apart(out, data, validation)
+        _check_out(out, data, validation)
         runtime = _runtime(device, precision)
         processes = join(runtime.device)
         console.quiet = quiet or processes.rank > 0
         console.message(f"device: {runtime.reason}")
+        with processes.together():
+            if not preview:
+                check_weights(which, out, scale, initial=initial, fapn=fapn, teachers=teachers or [])
+            paths = _find(data, validation)
         with _locked(out, processes):
             with processes.together(), console.live():
                 if not preview:
                     _check_folder(out, stages, scale, resume=resume)
-                photos, held_out = _photos(data, validation, stages, scale, runtime, console)
+                photos, held_out = _load(*paths, stages, scale, runtime, console)
             if preview:
                 from mffsr.training.preview import write_preview
 
@@ -214,8 +219,10 @@ def _lock(run: Path) -> Iterator[None]:
         yield
 
 
-def _check_apart(out: Path, data: Path, validation: Path | None) -> None:
-    """Refuse to write among photographs, of which a file such as preview.png may be one."""
+def _check_out(out: Path, data: Path, validation: Path | None) -> None:
+    """Refuse a run folder that is none, or one of photographs, of which preview.png may be one."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: is no folder\nchoose another --out")
     for folder in (data, validation):
         if folder is not None and os.path.realpath(folder) == os.path.realpath(out):
             raise UsageError(f"{out}: is a folder of photographs that are read\nchoose another --out")
@@ -234,24 +241,27 @@ def _check_folder(run: Path, stages: Sequence[Stage], scale: int, *, resume: boo
             )
 
 
-def _photos(
-    data: Path,
-    validation: Path | None,
+def _find(data: Path, validation: Path | None) -> tuple[list[Path], list[Path]]:
+    """List the photographs to train on and those to validate on; raises UsageError for too few."""
+    from mffsr.training.photos import FEWEST, find_photos, hold_out
+
+    paths = find_photos(data, FEWEST)
+    return (paths, find_photos(validation)) if validation is not None else hold_out(paths)
+
+
+def _load(
+    paths: Sequence[Path],
+    held_out: Sequence[Path],
     stages: Sequence[Stage],
     scale: int,
     runtime: Runtime,
     console: Console,
 ) -> tuple[Photos, Photos]:
     """Load the training and the validation photographs."""
-    from mffsr.training.photos import FEWEST, REDUCED, find_photos, hold_out, load_photos
+    from mffsr.training.photos import REDUCED, load_photos
     from mffsr.training.train import patch_needed
     from mffsr.training.validate import SMALLEST
 
-    paths = find_photos(data, FEWEST)
-    if validation is not None:
-        held_out = find_photos(validation)
-    else:
-        paths, held_out = hold_out(paths)
     done = 0
 
     def count() -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mffsr.training.stages import Stage
     from mffsr.training.train import Report, RunOptions
 
-__all__ = ["Run", "Which"]
+__all__ = ["Run", "Which", "check_weights"]
 
 
 class Which(str, Enum):
@@ -68,7 +68,7 @@ class Run:
         from mffsr.training.train import train_stage
 
         console = self.console
-        stop = _Stop(time.monotonic() + 60 * minutes if minutes else None)
+        stop = _Stop(time.monotonic() + 60 * minutes if minutes is not None else None)
         for stage in stages:
             size = f"{stage.patch}×{stage.patch}"
             console.message(f"{stage.name}: {stage.steps} steps of {stage.batch} patches of {size} pixels")
@@ -80,7 +80,7 @@ class Run:
                     self.held_out,
                     self.out,
                     self.runtime,
-                    initial=_initial(stage, initial, self.out, self.options.scale, self.which),
+                    initial=_initial(stage.name, initial, self.out, self.options.scale, self.which),
                     fapn=_guide(fapn, self.out) if stage.name == "joint" else None,
                     teachers=() if self.which is Which.all and stage.name != "srn" else teachers,
                     resume=resume,
@@ -169,16 +169,41 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _initial(stage: Stage, given: Path | None, run: Path, scale: int, which: Which) -> Path | None:
+def check_weights(
+    which: Which, run: Path, scale: int, *, initial: Path | None, fapn: Path | None, teachers: Sequence[Path]
+) -> None:
+    """Refuse weights that are not there, or of another kind or scale, before anything is read or trained.
+
+    Raises UsageError or CheckpointError.
+    """
+    from mffsr.checkpoint import read_design
+
+    if teachers and which not in (Which.srn, Which.all):
+        raise UsageError(f"--teacher: teachers teach srn alone, not {which.value}")
+    if which is Which.joint:
+        initial, fapn = _initial(which.value, initial, run, scale, which), _guide(fapn, run)
+    if initial is not None:
+        read_design(
+            initial,
+            kind="fapn" if which is Which.fapn else "fn",
+            scale=scale if which is Which.joint else None,
+        )
+    if fapn is not None:
+        read_design(fapn, kind="fapn")
+    for teacher in teachers:
+        read_design(teacher, kind="fn", scale=scale)
+
+
+def _initial(stage: str, given: Path | None, run: Path, scale: int, which: Which) -> Path | None:
     """Return the weights a stage starts from: those asked for, or what the stage before left in the run."""
     own = run / f"x{scale}.safetensors"
-    if stage.name == "joint" and (which is Which.all or given is None):
+    if stage == "joint" and (which is Which.all or given is None):
         if not own.exists():
             raise UsageError(
                 f"{own}: the joint stage starts from trained SRN weights\ntrain srn first, or use --init"
             )
         return own
-    return None if stage.name == "fapn" and which is Which.all else given
+    return None if stage == "fapn" and which is Which.all else given
 
 
 def _guide(given: Path | None, run: Path) -> Path:
