@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 VERSION = 1
+LONGEST_VERSION = 9  # digits
 _BUILD: dict[str, tuple[Callable[..., Any], Callable[..., nn.Module]]] = {
     "fapn": (FapnConfig, FAPN),
     "fn": (SrnConfig, FN),
@@ -142,11 +143,12 @@ def read_header(path: Path) -> dict[str, str]:
         ) from None
     if header.get("format") != "mffsr":
         raise CheckpointError(f"{path}: not a weight file of mffsr (no format in its header)")
-    if not header.get("version", "").isdecimal():
+    version = header.get("version", "")
+    if not version.isdecimal() or len(version) > LONGEST_VERSION:
         raise CheckpointError(f"{path}: not a weight file of mffsr (no version of its layout in its header)")
-    if int(header["version"]) > VERSION:
+    if int(version) > VERSION:
         raise CheckpointError(
-            f"{path}: made by a newer mffsr (layout {header.get('version')}, this one reads {VERSION})\n"
+            f"{path}: made by a newer mffsr (layout {version}, this one reads {VERSION})\n"
             "update mffsr, or use older weights"
         )
     if header.get("kind") not in _BUILD:
@@ -169,7 +171,7 @@ def read_design(
         config = config_type(**json.loads(header["config"]))
         with torch.device("meta"):
             network = network_type(config)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its configuration is not understood ({error})") from None
     if scale is not None and header["kind"] == "fn" and config.scale != scale:
         raise CheckpointError(f"{path}: weights for scale {config.scale}, but scale {scale} is asked for")

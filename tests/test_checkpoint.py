@@ -88,6 +88,14 @@ def test_every_flipped_bit_is_refused(file):
         ({"config": '{"scale": 2, "features": 16, "growth": 8, "blocks": 2}'}, "expected"),
         ({"config": '{"scale": 2, "path": "../../etc/passwd"}'}, "not understood"),
         ({"config": "{"}, "not understood"),
+        ({"config": "[" * 100_000}, "not understood"),
+        ({"config": '{"scale": 2, "blocks": 1000000}'}, "blocks is 1000000"),
+        ({"config": '{"scale": 2, "features": 1000000000000}'}, "features is 1000000000000"),
+        ({"config": '{"scale": 2, "features": 1e400}'}, "features is inf"),
+        ({"config": '{"scale": 2, "gradient_embedding": "x"}'}, "gradient_embedding is 'x'"),
+        ({"config": '{"scale": 2, "gradient_embedding": 1.5}'}, "gradient_embedding is 1.5"),
+        ({"config": '{"scale": 2.0}'}, "scale is 2.0"),
+        ({"version": "1" * 5000}, "no version of its layout"),
     ],
 )
 def test_a_header_that_lies_is_refused(file, changes, words):

@@ -212,7 +212,10 @@ def test_enlarge_is_pillows_bicubic():
         (lambda: SrnConfig(scale=5), "scale is 5"),
         (lambda: FapnConfig(attention="all"), "attention is 'all'"),
         (lambda: FapnConfig(cam_window=8), "cam_window is 8"),
-        (lambda: SrnConfig(scale=2, blocks=0), "expected at least 1"),
+        (lambda: SrnConfig(scale=2, blocks=0), "blocks is 0, expected a whole number from 1 to 100"),
+        (lambda: SrnConfig(scale=2, features=64.0), "features is 64.0"),
+        (lambda: FapnConfig(width=1025), "width is 1025, expected a whole number from 1 to 1024"),
+        (lambda: FapnConfig(affinity=1), "affinity is 1, expected true or false"),
     ],
 )
 def test_impossible_configurations_are_refused(make, words):

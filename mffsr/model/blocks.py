@@ -7,6 +7,7 @@ known radius only, and never on the size of the image. That is what makes tiling
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -17,8 +18,12 @@ from mffsr.model.onednn import sum_of_convolutions, usable, working_type
 from mffsr.tiles import Region
 
 __all__ = [
+    "MOST_BLOCKS",
+    "WIDEST",
     "Stack",
     "box_mean",
+    "check_sizes",
+    "check_switches",
     "concatenate",
     "conv",
     "conv_stack",
@@ -38,6 +43,23 @@ __all__ = [
 CPU_START = 1 << 12  # pixels that a CPU would do while oneDNN makes code for another size
 CUDA_START = 1 << 17  # pixels that a graphics card would do while the host starts a network once
 LEAK = 0.2  # LeakyReLU slope of the authors
+MOST_BLOCKS = 100  # ten times the paper's; to build the network that a weight file asks for takes a second
+WIDEST = 1024  # channels or pixels
+
+
+def check_sizes(config: object, names: Sequence[str], most: int) -> None:
+    """Raise ValueError unless the fields of a configuration are whole numbers from 1 to `most`."""
+    for name in names:
+        value = getattr(config, name)
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(f"{name} is {value!r}, expected a whole number from 1 to {most}")
+
+
+def check_switches(config: object, names: Sequence[str]) -> None:
+    """Raise ValueError unless the fields of a configuration are true or false."""
+    for name in names:
+        if not isinstance(value := getattr(config, name), bool):
+            raise ValueError(f"{name} is {value!r}, expected true or false")
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:

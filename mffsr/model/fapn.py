@@ -18,8 +18,12 @@ from torch import Tensor, nn
 
 from mffsr.model.blocks import (
     LEAK,
+    MOST_BLOCKS,
+    WIDEST,
     Stack,
     box_mean,
+    check_sizes,
+    check_switches,
     conv,
     conv_stack,
     convolve,
@@ -59,13 +63,11 @@ class FapnConfig:
     def __post_init__(self) -> None:
         if self.attention not in ("sam-cam", "cam-sam", "sam", "cam", "none"):
             raise ValueError(f"attention is {self.attention!r}, expected sam-cam, cam-sam, sam, cam or none")
+        check_sizes(self, ("sam_window", "cam_window", "width"), WIDEST)
+        check_sizes(self, ("blocks",), MOST_BLOCKS)
+        check_switches(self, ("affinity",))
         if self.cam_window % 2 != 1:
             raise ValueError(f"cam_window is {self.cam_window}, expected an odd number")
-        if min(self.sam_window, self.width, self.blocks) < 1:
-            raise ValueError(
-                f"sam_window, width and blocks are {self.sam_window}, {self.width} and {self.blocks}, "
-                "expected at least 1"
-            )
 
     @property
     def reach(self) -> int:

@@ -22,7 +22,11 @@ from mffsr.allocator import make_room_for
 from mffsr.limits import SCALES
 from mffsr.model.blocks import (
     LEAK,
+    MOST_BLOCKS,
+    WIDEST,
     Stack,
+    check_sizes,
+    check_switches,
     concatenate,
     conv,
     conv_stack,
@@ -63,13 +67,11 @@ class SrnConfig:
     shallow_deep: bool = True  # False: Table II without SDFC
 
     def __post_init__(self) -> None:
+        check_sizes(self, ("scale", "features", "growth"), WIDEST)
+        check_sizes(self, ("blocks",), MOST_BLOCKS)
+        check_switches(self, ("gradient_embedding", "shallow_deep"))
         if self.scale not in SCALES:
             raise ValueError(f"scale is {self.scale}, expected one of {SCALES}")
-        if min(self.features, self.growth, self.blocks) < 1:
-            raise ValueError(
-                f"features, growth and blocks are {self.features}, {self.growth} and {self.blocks}, "
-                "expected at least 1"
-            )
 
     @property
     def reach(self) -> int:
