@@ -42,6 +42,9 @@ class Worker(Protocol[R]):
     def target(self, bracket: Bracket) -> Path:
         """Return where the result goes; called from a second thread."""
 
+    def complete(self, target: Path) -> bool:
+        """Return whether what belongs to a finished result beside its files is there, such as a report."""
+
     def compute(self, bracket: Bracket, target: Path, read: Reader, *, overwrite: bool) -> R | None:
         """Return the result, not written yet; None where the target exists and is to be left alone."""
 
@@ -280,6 +283,8 @@ class _Ahead:
             self.key = key_of(bracket.photos, found, batch.options)
             if batch.resume:
                 self.state = batch.records.state(self.target, self.key, stop=self._stop.is_set)
+            if self.state is State.finished and not batch.worker.complete(self.target):
+                self.state = State.begun
             if self.state is not State.finished:
                 self._decode()
         except Exception as fault:  # noqa: BLE001 - raised again by the caller's thread

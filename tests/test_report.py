@@ -496,6 +496,19 @@ def test_resume_brings_the_index_up_to_date(batch, shoot):
     assert (shoot / "r.html").read_text() == "precious"
 
 
+def test_resume_does_a_bracket_again_whose_page_is_missing(batch, shoot):
+    assert batch().exit_code == 0
+    photo, page = shoot / "out" / "one_x2.png", shoot / "r" / "one_x2.png.html"
+    before = photo.read_bytes()
+    page.unlink()
+    again = batch("--resume")
+    assert again.exit_code == 0, again.stderr
+    assert "1 done, 0 failed, 2 skipped" in again.stderr
+    assert page in links(shoot / "r.html")
+    assert is_ours(page)
+    assert photo.read_bytes() == before
+
+
 def test_a_fault_of_a_page_fails_no_bracket(batch, shoot, monkeypatch):
     def fail(*_):
         raise ValueError("no page today")

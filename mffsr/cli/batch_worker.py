@@ -107,6 +107,13 @@ class Fuser:
         """Return where the photo of a bracket goes."""
         return target_of(self.options, bracket)
 
+    def complete(self, target: Path) -> bool:
+        """Return whether the report of a finished photo is there, if one is asked for."""
+        from mffsr.report import is_ours
+
+        report = self.options.report
+        return report is None or is_ours(report.page(target, self.options.out))
+
     def compute(self, bracket: Bracket, target: Path, read: Reader, *, overwrite: bool) -> _Done | None:
         """Check and fuse a bracket; None where the output exists and is to be skipped."""
         started = time.perf_counter()
