@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from mffsr.compare import to_tensor
 from mffsr.device import Runtime
-from mffsr.errors import MffsrError
+from mffsr.errors import DeviceError, MffsrError
 from mffsr.focus_map import Labels
 from mffsr.frames import Frame, row_blocks
 from mffsr.model import JointModel
@@ -53,12 +53,18 @@ def render(
 
     A source's SRN runs only on tiles where the source wins somewhere, and there on the rectangle where it
     does (`gate`): elsewhere its mask is zero and it adds nothing, so the result is the same. `tile` is the
-    side of a tile's core in source pixels.
+    side of a tile's core in source pixels. Raises DeviceError where memory does not suffice for the picture.
     """
     height, width = frames[0].shape[:2]
     scale, channels = model.scale, frames[0].shape[2]
     dtype = np.uint16 if depth == 16 else np.uint8
-    out = np.empty((height * scale, width * scale, channels), dtype)
+    try:
+        out = np.empty((height * scale, width * scale, channels), dtype)
+    except MemoryError:  # no smaller tiles would help
+        raise DeviceError(
+            f"not enough memory for a picture of {width * scale}×{height * scale} pixels\n"
+            "close other programs, or enlarge less"
+        ) from None
     reach = max(model.fn.reach if model.fn is not None else 0, TRANSITION_REACH + DECODER_REACH)
     plan = list(tiles(height, width, tile, reach))
     run = 0

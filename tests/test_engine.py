@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from unittest import mock
 
 import cv2
@@ -360,6 +361,12 @@ def test_a_tile_too_large_for_the_memory_is_halved_with_a_word(cpu):
     ]
     assert plan_tiles(cpu, model, (300, 400, 3), 4096, 8, told.append) == Plan(focus=4096, render=4096)
     assert len(told) == 1, "a photo smaller than the tile takes no more than its own size"
+
+
+def test_a_picture_too_large_for_the_memory_is_no_matter_of_tiles(cpu):
+    vast = SimpleNamespace(shape=(1 << 21, 1 << 21, 3))
+    with pytest.raises(DeviceError, match="not enough memory for a picture of 4194304×4194304 pixels"):
+        render(tiny_model(2), [vast], np.zeros((1, 1), np.uint16), cpu, tile=64, depth=8)
 
 
 def test_holes_and_islands_are_filled():
