@@ -228,6 +228,7 @@ def load_model(scale: int, weights: str = "photo") -> tuple[JointModel, list[Che
     """
     if scale not in (1, *SCALES):
         raise UsageError(f"scale is {scale}, expected one of {(1, *SCALES)}")
+    scale = int(scale)  # 2.0 is 2, but names no file
     fapn_path, fn_path = find(weights, scale)
     # The FN first: it is the one whose scale may be wrong.
     parts = [load(fn_path, kind="fn", scale=scale)] if fn_path is not None else []

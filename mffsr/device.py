@@ -86,7 +86,7 @@ def choose(device: str = "auto", precision: str = "auto", max_memory: int | None
     """
     chosen = find_device(device, precision)
     dtype, why = _precision(chosen) if precision == "auto" else (PRECISIONS[precision], "as asked")
-    memory, limit = int(0.8 * available_memory(chosen)), max_memory or 1 << 62
+    memory, limit = int(0.8 * available_memory(chosen)), int(max_memory or 1 << 62)
     label = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen.type.upper()
     label = f"{label}, {torch.get_num_threads()} threads" if chosen.type == "cpu" else label
     short = next(key for key, value in PRECISIONS.items() if value == dtype)

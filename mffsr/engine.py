@@ -98,6 +98,8 @@ def fuse(
 
     Raises UsageError, PhotoError, BracketError, CheckpointError or DeviceError, all of them MffsrError.
     """
+    if isinstance(photos, str | bytes) or not hasattr(photos, "__len__"):
+        raise UsageError(f"{type(photos).__name__} given, expected a list of at least 2 photos")
     if len(photos) < 2:
         raise UsageError(f"{len(photos)} photo given, expected at least 2: a bracket of one scene")
     runtime = choose(device, precision, max_memory)

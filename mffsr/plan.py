@@ -69,8 +69,8 @@ def plan_tiles(
     network are estimates; `benchmarks/memory.py` measures them. Raises UsageError for a tile that is too
     small, DeviceError where not even the smallest fits.
     """
-    if tile is not None and tile < SMALLEST_TILE:
-        raise UsageError(f"tile is {tile}, expected at least {SMALLEST_TILE} pixels")
+    if tile is not None and (not hasattr(tile, "__index__") or tile < SMALLEST_TILE):
+        raise UsageError(f"tile is {tile!r}, expected a number of pixels, at least {SMALLEST_TILE}")
     budget, memory = _budget(runtime, model, shape, depth)
     focus, enlarge = _costs(runtime, model)
     least = max(focus.tile(SMALLEST_TILE, shape), enlarge.tile(SMALLEST_TILE, shape))

@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import cv2
 import numpy as np
@@ -71,12 +72,18 @@ class Stack:
 
 
 def as_photo(source: Source, warn: Callable[[str], None] | None = None) -> Photo:
-    """Return a path's, an array's or a photo's Photo."""
+    """Return a path's, an array's or a photo's Photo; raises UsageError for anything else."""
     if isinstance(source, Photo):
         return source
     if isinstance(source, np.ndarray):
         pixels = source[:, :, None] if source.ndim == 2 else source
-        return Photo(pixels=np.ascontiguousarray(pixels))
+        native = cast("Pixels", pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
+        try:
+            return Photo(pixels=np.ascontiguousarray(native))
+        except ValueError as error:
+            raise UsageError(f"the array is no photo: {error}") from None
+    if not isinstance(source, str | os.PathLike):
+        raise UsageError(f"{type(source).__name__} given as a photo, expected a path, an array or a Photo")
     return read_photo(source, warn=warn)
 
 

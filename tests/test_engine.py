@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mffsr.checkpoint import assemble
 from mffsr.device import Runtime
-from mffsr.engine import Events, Plan, fuse_bracket, plan_tiles
+from mffsr.engine import Events, Plan, fuse, fuse_bracket, plan_tiles
 from mffsr.errors import BracketError, DeviceError, MffsrError, UsageError
 from mffsr.focus_map import decide_focus, preview
 from mffsr.model import FAPN, FapnConfig, FocusMaps
@@ -367,6 +367,32 @@ def test_a_picture_too_large_for_the_memory_is_no_matter_of_tiles(cpu):
     vast = SimpleNamespace(shape=(1 << 21, 1 << 21, 3))
     with pytest.raises(DeviceError, match="not enough memory for a picture of 4194304×4194304 pixels"):
         render(tiny_model(2), [vast], np.zeros((1, 1), np.uint16), cpu, tile=64, depth=8)
+
+
+@pytest.mark.parametrize(
+    ("given_photos", "options", "words"),
+    [
+        ([np.zeros((64, 64, 3))] * 2, {}, "the array is no photo: pixels must be uint8 or uint16"),
+        ([np.zeros((64, 64, 4), np.uint8)] * 2, {}, "the array is no photo: .* not (64, 64, 4)"),
+        ([np.zeros((0, 0, 3), np.uint8)] * 2, {}, "the array is no photo"),
+        ([[[1, 2]], [[3, 4]]], {}, "list given as a photo"),
+        ("ab", {}, "str given, expected a list of at least 2 photos"),
+        (Photo(pixels=np.zeros((4, 4, 3), np.uint8)), {}, "Photo given, expected a list"),
+        ([np.zeros((64, 64, 3), np.uint8)] * 2, {"tile": 100.0}, "tile is 100.0, expected .* at least 64"),
+    ],
+)
+def test_whatever_else_is_given_is_refused_with_a_word(given_photos, options, words, tiny_weights):
+    with pytest.raises(UsageError, match=words.replace("(", r"\(").replace(")", r"\)")):
+        fuse(given_photos, weights=str(tiny_weights), device="cpu", align=False, **options)
+
+
+def test_numbers_and_arrays_of_other_types_that_mean_the_same(tiny_weights):
+    near, far = (frame.astype(np.uint16) * 257 for frame in bracket(64, 80)[:2])
+    swapped = [frame.astype(frame.dtype.newbyteorder()) for frame in (near, far)]
+    options = {"weights": str(tiny_weights), "device": "cpu", "align": False}
+    expected = fuse([near, far], scale=2, max_memory=4 << 30, **options)
+    out = fuse(swapped, scale=2.0, max_memory=float(4 << 30), **options)
+    np.testing.assert_array_equal(out.pixels, expected.pixels)
 
 
 def test_holes_and_islands_are_filled():
