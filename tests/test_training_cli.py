@@ -385,9 +385,8 @@ def losses_of(folder: Path, run: Path, processes: Processes, batch: int) -> list
     run.mkdir(exist_ok=True)
     begin = trainer.Trainer._begin
 
-    def by_fours(*data: Any, total: int) -> SuperResolutionBatch:
-        *rest, samples = data
-        parts = [sr_batch(*rest, samples[i : i + 4], total=total) for i in range(0, len(samples), 4)]
+    def by_fours(*data: Any, samples: range, total: int) -> SuperResolutionBatch:
+        parts = [sr_batch(*data, samples[i : i + 4], total=total) for i in range(0, len(samples), 4)]
         return SuperResolutionBatch(*(torch.cat(whole).double() for whole in zip(*parts, strict=True)))
 
     with pytest.MonkeyPatch.context() as patch:
