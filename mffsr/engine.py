@@ -27,10 +27,11 @@ from mffsr.errors import DeviceError, UsageError, is_out_of_memory
 from mffsr.events import Events
 from mffsr.focus_map import FocusMap, Labels, decide_focus
 from mffsr.frames import Frame, FrameStore, row_blocks
+from mffsr.limits import SMALLEST_TILE
 from mffsr.model import JointModel
 from mffsr.photo import Photo, output_metadata, with_depth
 from mffsr.photo.align import Registration
-from mffsr.plan import LARGEST_TILE, SMALLEST_TILE, Plan, memory_of, plan_tiles
+from mffsr.plan import LARGEST_TILE, Plan, memory_of, plan_tiles
 from mffsr.regions import fill_holes
 from mffsr.render import Rendered, enlarge_plane, render
 from mffsr.stack import (

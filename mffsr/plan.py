@@ -13,15 +13,15 @@ from torch import Tensor
 from mffsr.allocator import resident_memory
 from mffsr.device import Runtime
 from mffsr.errors import DeviceError, UsageError
+from mffsr.limits import SMALLEST_TILE
 from mffsr.model import JointModel
 from mffsr.model.joint import DECODER_REACH
 from mffsr.model.srn import LIFTED_REACH
 from mffsr.model.transition import TRANSITION_REACH
 from mffsr.tiles import tiles
 
-__all__ = ["LARGEST_TILE", "SMALLEST_TILE", "Plan", "memory_of", "plan_tiles", "rough_seconds"]
+__all__ = ["LARGEST_TILE", "Plan", "memory_of", "plan_tiles", "rough_seconds"]
 
-SMALLEST_TILE = 64
 LARGEST_TILE = 512  # to enlarge: 768 measured no faster, and memory is what its features take
 LARGEST_FOCUS_TILE = 768  # to find focus: the wider halo's share still falls
 LARGEST_CUDA_TILE = 2048  # a graphics card needs more pixels at once to be busy, and has the memory

@@ -19,7 +19,6 @@ import pytest
 from conftest import bracket
 from typer.testing import CliRunner
 
-from mffsr import plan
 from mffsr.checkpoint import weights_folder
 from mffsr.cli.app import app
 from mffsr.cli.console import Console, failure_text
@@ -27,7 +26,6 @@ from mffsr.cli.fuse_job import Motion, expand, parse_memory, parse_tile
 from mffsr.cli.fuse_plan import _table, describe_registration
 from mffsr.cli.train import _lock
 from mffsr.errors import PhotoError, TrainingError, UsageError
-from mffsr.limits import SMALLEST_TILE
 from mffsr.photo import Photo, read_photo, write_photo
 from mffsr.photo.align import MODELS, Registration
 
@@ -317,7 +315,6 @@ def test_a_tile_is_large_enough_and_a_number(side):
     with pytest.raises(UsageError, match=r"expected (at least 64|auto or a number of) pixels"):
         parse_tile(side)
     assert (parse_tile("64"), parse_tile("auto")) == (64, None)
-    assert SMALLEST_TILE == plan.SMALLEST_TILE
 
 
 def test_out_of_memory_says_what_to_make_smaller():
