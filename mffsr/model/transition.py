@@ -69,8 +69,9 @@ def _plainness(masks: Tensor, sources: Sequence[Tensor]) -> Tensor:
 def _spread(x: Tensor, step: int) -> Tensor:
     """Weight pixels `step` apart 1-2-1, in each direction; at its edge the image is continued."""
     x = _padded(x, step)
-    x = (x[:, :, : -2 * step] + 2 * x[:, :, step:-step] + x[:, :, 2 * step :]) / 4
-    return (x[..., : -2 * step] + 2 * x[..., step:-step] + x[..., 2 * step :]) / 4
+    x = torch.add(x[:, :, : -2 * step] + x[:, :, 2 * step :], x[:, :, step:-step], alpha=2)
+    x = torch.add(x[..., : -2 * step] + x[..., 2 * step :], x[..., step:-step], alpha=2)
+    return x / 16
 
 
 def _padded(x: Tensor, pixels: int) -> Tensor:
