@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -211,6 +212,80 @@ def test_damaged_exif_is_told() -> None:
     assert "damaged EXIF entries" in told[0]
     with pytest.raises(IfdError):
         parse_exif(b"II*\0\xff\xff\xff\x7f")
+
+
+# ------------------------------------------------------------------ resolution and description
+
+
+def enlarged(source: Path, scale: int, target: Path) -> Photo:
+    """Write what has the metadata of a photo enlarged, and read it again."""
+    photo = read_photo(source)
+    width, height = photo.size
+    made = derive(photo, scale=scale)
+    pixels = np.zeros((height * scale, width * scale, photo.pixels.shape[2]), photo.pixels.dtype)
+    write_photo(Photo(pixels=pixels, exif=made.exif, xmp=made.xmp, dpi=made.dpi), target)
+    return read_photo(target)
+
+
+@pytest.mark.parametrize("unit", [1, 3])  # none and cm: to ImageJ both are pixels per µm
+def test_an_imagej_calibration_is_scaled_in_its_own_unit(unit: int, tmp_path: Path) -> None:
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        np.zeros((5, 4, 6), np.uint16),
+        imagej=True,
+        resolution=(2, 2),
+        resolutionunit=unit,
+        metadata={"unit": "um", "slices": 5, "min": 0.0, "max": 4095.0},
+    )
+    again = enlarged(tmp_path / "a.tif", 3, tmp_path / "b.tif")
+    assert again.dpi == (None if unit == 1 else pytest.approx((6 * 2.54, 6 * 2.54)))
+    with tifffile.TiffFile(tmp_path / "b.tif") as tiff:
+        tags = tiff.pages[0].tags  # type: ignore[union-attr]
+        assert tags["XResolution"].value == tags["YResolution"].value == (6, 1)
+        assert tags["ResolutionUnit"].value == unit
+        assert tags["ImageDescription"].value.split() == ["ImageJ=1.11a", "unit=um"]
+        assert tiff.series[0].shape == (12, 18)
+    twice = enlarged(tmp_path / "b.tif", 2, tmp_path / "c.jpg")
+    exif = parse_exif(twice.exif or b"")
+    assert exif.first_ratio(exif.main, 0x011A) == 12
+
+
+def test_the_pixels_of_ome_become_a_resolution(tmp_path: Path) -> None:
+    ome = {"axes": "YX", "PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 250}
+    ome["PhysicalSizeYUnit"] = "nm"
+    tifffile.imwrite(tmp_path / "a.ome.tif", np.zeros((4, 6), np.uint16), ome=True, metadata=ome)
+    for name in ("b.tif", "b.png", "b.jpg"):
+        again = enlarged(tmp_path / "a.ome.tif", 2, tmp_path / name)
+        exif = parse_exif(again.exif or b"")
+        assert 0x010E not in exif.main
+        assert exif.first_ratio(exif.main, 0x011A) == 101_600
+        assert exif.first_ratio(exif.main, 0x011B) == 203_200
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (b'{"shape": [4, 6, 3]}', False),
+        (b"shape=(4, 6, 3)", False),
+        (b"<OME><Image/></OME>", False),
+        (b'<!DOCTYPE a [<!ENTITY b "b">]><OME>&b;</OME>', False),
+        (b'<OME><Pixels PhysicalSizeX="-1" PhysicalSizeY="nan"/></OME>', False),
+        (b'<OME><Pixels PhysicalSizeX="1" PhysicalSizeY="1" PhysicalSizeXUnit="pixel"/></OME>', False),
+        (b"<OME" + b"<a>" * 50_000 + b"OME>", False),
+        ("a photo of an ÖME in shape=(round)".encode(), True),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_a_description_for_programs_does_not_go_stale(
+    text: bytes, kept: bool, suffix: str, tmp_path: Path
+) -> None:
+    exif = Exif(main={0x010E: Value(2, len(text) + 1, text + b"\0")})
+    made = derive(plain_photo(exif=build_exif(exif), dpi=(300.0, 300.0)))
+    assert made.dpi == (900, 900)
+    photo = Photo(pixels=np.zeros((12, 18, 3), np.uint8), exif=made.exif, dpi=made.dpi)
+    write_photo(photo, tmp_path / f"x{suffix}")
+    found = parse_exif(read_photo(tmp_path / f"x{suffix}").exif or b"").main.get(0x010E)
+    assert (found.data.rstrip(b"\0") if found else None) == (text if kept else None)
 
 
 # ------------------------------------------------------------------ XMP

@@ -176,6 +176,18 @@ class Exif:
         ratio = Fraction(min(max(number, 0.0), 4e9)).limit_denominator(10_000)
         return Value(RATIONAL, 1, struct.pack(self.order + "II", ratio.numerator, ratio.denominator))
 
+    def multiplied(self, value: Value, factor: int) -> Value:
+        """One RATIONAL times a factor, exact where 32 bits allow; any other value as it is."""
+        if value.type != RATIONAL or value.number != 1:
+            return value
+        above, below = struct.unpack(self.order + "II", value.data)
+        if not below:
+            return value
+        ratio = Fraction(above * factor, below)
+        if ratio.numerator >= 1 << 32:
+            return self.rational(float(ratio))
+        return Value(RATIONAL, 1, struct.pack(self.order + "II", ratio.numerator, ratio.denominator))
+
     def first_integer(self, directory: dict[int, Value], tag: int) -> int | None:
         """The first integer of a value, or None."""
         value = directory.get(tag)

@@ -47,8 +47,8 @@ def encode(
     if jpeg[2:4] != b"\xff\xe0" or jpeg[6:11] != b"JFIF\0":
         raise ValueError("the JPEG encoder wrote no JFIF header")
     head = bytearray(jpeg[:_JFIF_END])
-    if dpi:
-        across, down = (min(max(round(value), 1), 65535) for value in dpi)
+    if dpi and max(dpi) < 65535:  # beyond, as of microscopes, EXIF alone states it
+        across, down = (max(round(value), 1) for value in dpi)
         head[13:18] = struct.pack(">BHH", 1, across, down)  # 1: dots per inch
     stream.write(head)
     if exif:

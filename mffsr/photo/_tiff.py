@@ -22,6 +22,7 @@ __all__ = ["check_segments", "decode", "descriptive", "encode", "header"]
 
 _BIG = 3_800_000_000  # bytes of pixels from which classic TIFF's 32-bit offsets may not suffice
 _ICC, _XMP, _IPTC = 34675, 700, 33723
+_RESOLUTION = (282, 283, 296)
 _STRIPS, _TILES = (273, 279), (324, 325)  # tags of offsets and byte counts
 
 # Fields that describe the pixels of the file itself and must not travel into another file:
@@ -171,7 +172,7 @@ def decode(stream: BinaryIO, warn: Warn) -> Decoded:
     exif = None
     with contextlib.suppress(IfdError):
         block = parse_exif(reader, keep=descriptive, largest=1 << 16)
-        if block.exif or block.gps or set(block.main) - {282, 283, 296}:  # more than the resolution
+        if block.exif or block.gps or set(block.main) - set(_RESOLUTION):  # more than the resolution
             exif = build_exif(block)
     return Decoded(
         pixels=cast("Pixels", upright),
@@ -212,9 +213,8 @@ def _interpret(pixels: np.ndarray, layout: _Layout, colormap: np.ndarray | None)
 
 def _resolution(reader: TiffReader) -> tuple[float, float] | None:
     """Dots per inch from XResolution, YResolution and ResolutionUnit."""
-    tags = {282, 283, 296}
     with contextlib.suppress(IfdError):
-        found = parse_exif(reader, keep=tags.__contains__)
+        found = parse_exif(reader, keep=_RESOLUTION.__contains__)
         return resolution_of(found)
     return None
 
@@ -254,4 +254,6 @@ def encode(
     if iptc:
         extra.append((_IPTC, Value(7, len(iptc), iptc)))
     exif.main = {tag: value for tag, value in exif.main.items() if descriptive(tag)}
+    if not dpi:  # a resolution without a unit, or in one of the ImageDescription
+        extra += [(tag, exif.main[tag]) for tag in _RESOLUTION if tag in exif.main]
     append_to_tiff(stream, exif, extra)

@@ -2,8 +2,9 @@
 
 Kept: camera, lens, exposure, dates, place, author, rights, ratings, and what is not understood.
 Dropped: the thumbnail, gain maps, depth maps and other references to data that are not carried along.
-Corrected: orientation, pixel dimensions, resolution. Added: that this is a composite, of which frames,
-made by which program with which options (EXIF 2.32, CompositeImage; XMP, xmpMM:DerivedFrom).
+Corrected: orientation, pixel dimensions, resolution, descriptions that state them. Added: that this is a
+composite, of which frames, made by which program with which options (EXIF 2.32, CompositeImage; XMP,
+xmpMM:DerivedFrom).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from ._decoded import Warn
+from ._description import read_description
 from ._ifd import Exif, IfdError, Value, build_exif, parse_exif
 from .images import Photo
 
@@ -100,9 +102,10 @@ def output_metadata(
             warn(f"{photo.path}: {text}" if photo.path else text)
 
     width, height = size or (photo.size[0] * scale, photo.size[1] * scale)
-    dpi = None if photo.dpi is None else (photo.dpi[0] * scale, photo.dpi[1] * scale)
+    exif = _parse_exif(photo.exif, tell)
+    dpi = _enlarge_resolution(exif, photo.dpi, scale)
     facts = _Facts(width, height, dpi, list(frames), software, details)
-    return OutputMetadata(_exif(photo.exif, facts, tell), _xmp(photo.xmp, facts, tell), dpi)
+    return OutputMetadata(_exif(exif, facts), _xmp(photo.xmp, facts, tell), dpi)
 
 
 def is_result(path: Path) -> bool:
@@ -114,7 +117,7 @@ def is_result(path: Path) -> bool:
         return False
 
 
-def _exif(block: bytes | None, facts: _Facts, warn: Warn) -> bytes:
+def _parse_exif(block: bytes | None, warn: Warn) -> Exif:
     exif = Exif()
     if block is not None:
         try:
@@ -123,6 +126,34 @@ def _exif(block: bytes | None, facts: _Facts, warn: Warn) -> bytes:
             warn(f"the EXIF data is damaged and left out ({fault})")
     if exif.damaged:
         warn(f"{exif.damaged} damaged EXIF entries are left out")
+    return exif
+
+
+def _enlarge_resolution(
+    exif: Exif, dpi: tuple[float, float] | None, scale: int
+) -> tuple[float, float] | None:
+    """Scale all that says how large a pixel is; returns the new dots per inch.
+
+    None where no unit is known to us: then the fields of `exif` keep theirs.
+    """
+    value = exif.main.get(0x010E)  # ImageDescription
+    if value is not None:
+        text = value.data.rstrip(b"\0")
+        description = read_description(text)
+        dpi = None if description.own_unit else description.dpi or dpi
+        if description.text is None:
+            del exif.main[0x010E]
+        elif description.text != text:
+            exif.main[0x010E] = Value(2, len(description.text) + 1, description.text + b"\0")
+    if dpi is not None:
+        return dpi[0] * scale, dpi[1] * scale
+    for tag in (0x011A, 0x011B):  # XResolution, YResolution
+        if tag in exif.main:
+            exif.main[tag] = exif.multiplied(exif.main[tag], scale)
+    return None
+
+
+def _exif(exif: Exif, facts: _Facts) -> bytes:
     main, sub = exif.main, exif.exif
     main[0x0112] = exif.integers(3, 1)  # Orientation
     for tag, side in ((0x0100, facts.width), (0x0101, facts.height)):  # ImageWidth, ImageLength

@@ -1,0 +1,57 @@
+"""ImageDescription where programs of microscopy keep what they know of one file: its planes and calibration.
+
+What is stale in a result is dropped. ImageJ takes a TIFF's resolution as pixels per the unit that its
+description names, and pays no attention to the TIFF's own unit. OME-XML says how large a pixel is; it
+describes files, planes and regions too, so a result has that size as its resolution instead.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ET
+from typing import NamedTuple
+
+__all__ = ["Description", "read_description"]
+
+_KEPT_OF_IMAGEJ = (b"ImageJ=", b"unit=", b"yunit=")  # the rest is of stacks, display ranges and gray values
+_SHAPE = re.compile(rb'\s*(\{"shape":|shape=\()')  # as tifffile writes it
+_MICROMETRES = {"µm": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}  # both letters that look so
+_INCH = 25_400.0  # µm
+
+
+class Description(NamedTuple):
+    """What of a description is true of a result as well, and what it says of the resolution."""
+
+    text: bytes | None
+    own_unit: bool = False  # the resolution is in pixels per a unit that it names
+    dpi: tuple[float, float] | None = None  # dots per inch of the source
+
+
+def read_description(text: bytes) -> Description:
+    """Understand a description; one for people is returned as it is."""
+    if text.startswith(b"ImageJ="):
+        kept = [line for line in text.splitlines() if line.startswith(_KEPT_OF_IMAGEJ)]
+        named = any(line.startswith(b"unit=") and line != b"unit=" for line in kept)
+        return Description(b"\n".join(kept) + b"\n", own_unit=named)
+    if text.rstrip(b"\0 \r\n").endswith(b"OME>"):
+        return Description(None, dpi=_ome_resolution(text))
+    return Description(None if _SHAPE.match(text) else text)
+
+
+def _ome_resolution(text: bytes) -> tuple[float, float] | None:
+    """Dots per inch by PhysicalSizeX and PhysicalSizeY of the first image (OME 2016-06)."""
+    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:  # entities could grow without bound
+        return None
+    try:
+        root = ET.fromstring(text.rstrip(b"\0"))  # noqa: S314 - see above
+        pixels = next(one for one in root.iter() if one.tag.rpartition("}")[2] == "Pixels")
+        across, down = (
+            float(pixels.attrib[f"PhysicalSize{axis}"])
+            * _MICROMETRES[pixels.get(f"PhysicalSize{axis}Unit", "µm")]
+            for axis in "XY"
+        )
+    except (ET.ParseError, StopIteration, KeyError, ValueError, RecursionError):
+        return None
+    sane = all(math.isfinite(size) and size > 0 for size in (across, down))
+    return (_INCH / across, _INCH / down) if sane else None
