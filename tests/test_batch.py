@@ -331,9 +331,21 @@ def test_links_in_the_input_and_outputs_inside_it(mffsr, copied):
     assert len(outcome(mffsr(*arguments))) == 3
     assert len(outcome(mffsr(*arguments, "--resume"))) == 3
     here = ["batch", copied, "-o", copied, "-s", 1, "--json"]
-    assert len(outcome(mffsr(*here))) == 4  # the folder `out` is one of photos like any other
+    assert len(outcome(mffsr(*here))) == 3
     again = mffsr(*here, "--resume")
     assert [event for event, _ in outcome(again)][:3] == ["skipped"] * 3
+
+
+def test_results_of_an_earlier_batch_are_no_bracket_wherever_they_lie(mffsr, copied, tmp_path):
+    names = ["--template", "{bracket}/{scale}{ext}", "--focus-map", "{bracket}/map.png"]
+    assert mffsr("batch", copied, "-o", copied / "b1" / "fused", "-s", 1, *names).exit_code == 0
+    result = mffsr("batch", copied, "-o", tmp_path / "out", "-s", 1, "-n", "--json")
+    assert [bracket["bracket"] for bracket in events(result)[0]["brackets"]] == ["b1", "b2", "b3"]
+    shutil.copy(copied / "b2" / "p1.jpg", copied / "b1" / "fused")
+    shutil.copy(copied / "b2" / "p2.jpg", copied / "b1" / "fused")
+    result = mffsr("batch", copied, "-o", tmp_path / "out", "-s", 1, "-n", "--json")
+    brackets = [bracket["bracket"] for bracket in events(result)[0]["brackets"]]
+    assert brackets == ["b1", "b1/fused", "b2", "b3"]  # photos that lie there too are photos
 
 
 def test_inputs_are_never_overwritten(mffsr, copied):

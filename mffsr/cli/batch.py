@@ -184,7 +184,7 @@ def _brackets(
         if folder is None:
             raise UsageError("expected a FOLDER")
         console.message(f"looking for brackets in {folder}")
-        skip = Records(out).outputs()
+        skip = Records(out).outputs() | _written_below(folder)
         if os.path.realpath(out) != os.path.realpath(folder):
             skip.add(os.path.realpath(out))
         found = find_brackets(folder, group=group, skip=skip, max_pixels=max_pixels)
@@ -197,6 +197,14 @@ def _brackets(
             f"{plan or folder}: no brackets found\na bracket is a folder of photos, or photos of one scene"
         )
     return found
+
+
+def _written_below(folder: Path) -> set[str]:
+    """Return the real paths of what earlier batches wrote anywhere below a folder."""
+    from mffsr.batch_record import FOLDER, Records
+
+    places = [place for place, below, _ in os.walk(folder) if FOLDER in below]
+    return {path for place in places for path in Records(Path(place)).outputs()}
 
 
 def _check_computing(computing: Computing, scale: int, *, here: bool) -> None:
