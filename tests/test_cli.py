@@ -267,6 +267,21 @@ def test_the_results_of_last_time_are_no_photos_of_their_folder(quick, folder):
     assert "b.jpg: is one of the inputs" in refused.stderr
 
 
+def test_a_glob_leaves_earlier_results_out_and_a_named_one_is_warned_of(quick, folder):
+    for _ in range(2):
+        again = quick("*.jpg", "-s", 1, "-f", "--json")
+        assert again.exit_code == 0, again.stderr
+        assert [frame["path"] for frame in json.loads(again.stdout)["frames"]] == ["a.jpg", "b.jpg"]
+        assert "earlier result" not in again.stderr
+    shutil.copy("a-fused-x1.jpg", "b-fused-x1.jpg")
+    assert expand(["*-fused-x1.jpg"]) == [Path("a-fused-x1.jpg"), Path("b-fused-x1.jpg")]
+    named = quick("a.jpg", "a-fused-x1.jpg", "-s", 1, "-o", "out.jpg", "-n")
+    assert named.exit_code == 0, named.stderr
+    assert "warning: a-fused-x1.jpg: looks like an earlier result" in named.stderr
+    (folder / "out.jpg").write_bytes((folder / "a-fused-x1.jpg").read_bytes())
+    assert expand(["*.jpg"], [Path("out.jpg")]) == [Path("a.jpg"), Path("b.jpg")]
+
+
 @pytest.mark.parametrize("listed", ["@list.txt", "-"])
 def test_lists_are_bytes_and_only_line_feeds_end_a_line(tmp_path, monkeypatch, listed):
     names = [b"caf\xe9.jpg", "é.jpg".encode(), "a\u2028b\x0bc.jpg".encode(), b"d e.jpg"]

@@ -103,6 +103,7 @@ def fuse(
         tile_size = parse_tile(tile)
         memory = parse_memory(max_memory)
         paths = expand(photos, own_files(output, focus_map))
+        _warn_of_results(paths, console)
         existing = OnExists.overwrite if force else on_exists
         job = prepare(
             paths,
@@ -159,6 +160,14 @@ def fuse(
         console.result(str(job.output), told)
         if not reported:
             raise typer.Exit(1)
+
+
+def _warn_of_results(photos: list[Path], console: Console) -> None:
+    """Warn of photos that were named, yet look like earlier results."""
+    from mffsr.photo.brackets import named_as_result
+
+    for path in filter(named_as_result, photos):
+        console.warning(f"{path}: looks like an earlier result; it is fused all the same, being named")
 
 
 def run_job(

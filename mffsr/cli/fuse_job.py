@@ -158,8 +158,8 @@ def own_files(output: Path | None, focus_map: Path | None) -> list[Path]:
 def expand(arguments: list[str], own: Sequence[Path] = ()) -> list[Path]:
     """Return the files that the arguments stand for: paths, folders, globs, @list files, - for stdin.
 
-    Given files keep their order, those of a folder or glob are sorted naturally (2 before 10). The command's
-    `own` files are no photos of a folder if they are results that lie there from the last time.
+    Given files keep their order, those of a folder or glob are sorted naturally (2 before 10). Of these,
+    earlier results are left out; the command's `own` files are such if they are there from the last time.
     """
     found: list[Path] = []
     for argument in arguments:
@@ -172,18 +172,32 @@ def expand(arguments: list[str], own: Sequence[Path] = ()) -> list[Path]:
             except OSError as error:
                 raise UsageError(f"{listed}: the list cannot be read ({error})") from None
         elif any(c in argument for c in "*?[") and not os.path.lexists(argument):
-            matches = sorted(glob.glob(argument), key=natural)
-            if not matches:
-                raise PhotoError(f"{argument}: no photo matches")
-            found += [Path(match) for match in matches]
+            found += _matching(argument, _results(own))
         elif os.path.isdir(argument):
-            from mffsr.photo import is_result
             from mffsr.photo.brackets import photos_in
 
-            found += photos_in(Path(argument), {os.path.realpath(path) for path in own if is_result(path)})
+            found += photos_in(Path(argument), _results(own))
         else:
             found.append(Path(argument))
     return found
+
+
+def _results(own: Sequence[Path]) -> set[str]:
+    """Return the real paths of those files that are results of the last time."""
+    from mffsr.photo import is_result
+
+    return {os.path.realpath(path) for path in own if is_result(path)}
+
+
+def _matching(pattern: str, skip: set[str]) -> list[Path]:
+    """Return the photos that match a glob; earlier results only where nothing else does."""
+    from mffsr.photo.brackets import named_as_result
+
+    matches = [Path(match) for match in sorted(glob.glob(pattern), key=natural)]
+    if not matches:
+        raise PhotoError(f"{pattern}: no photo matches")
+    fresh = [path for path in matches if not named_as_result(path) and os.path.realpath(path) not in skip]
+    return fresh or matches
 
 
 def _listed(content: bytes) -> list[Path]:

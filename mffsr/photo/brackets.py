@@ -30,7 +30,7 @@ from ._sniff import RAW_SUFFIXES
 from .capture import SUFFIXES, Capture, read_capture, similarity, thumbnail
 from .images import MAX_PIXELS, read_header
 
-__all__ = ["GROUPINGS", "Bracket", "Found", "find_brackets", "photos_in"]
+__all__ = ["GROUPINGS", "Bracket", "Found", "find_brackets", "named_as_result", "photos_in"]
 
 GROUPINGS = ("auto", "folder", "time", "none")
 LONGEST_GAP = 30.0  # s, beside the exposure: rails and flashes take 10 to 20 s a frame
@@ -107,6 +107,11 @@ def photos_in(folder: Path, skip: frozenset[str] | set[str] = frozenset()) -> li
     return photos
 
 
+def named_as_result(path: Path) -> bool:
+    """Whether a file has the name that `fuse` gives where none is chosen: that of an earlier result."""
+    return _OURS.search(path.stem) is not None
+
+
 def _walk(folder: Path, seen: set[str], found: Found, *, deep: bool) -> Iterator[tuple[Path, list[Path]]]:
     """Yield each folder with its photos; a folder or photo that was seen under another name is left out."""
     real = os.path.realpath(folder)
@@ -121,7 +126,7 @@ def _walk(folder: Path, seen: set[str], found: Found, *, deep: bool) -> Iterator
     photos = []
     for entry in entries:
         path = folder / entry.name
-        if entry.name.startswith(".") or path.suffix.lower() not in SUFFIXES or _OURS.search(path.stem):
+        if entry.name.startswith(".") or path.suffix.lower() not in SUFFIXES or named_as_result(path):
             continue
         if entry in below or os.path.realpath(path) in seen:
             continue
