@@ -176,13 +176,14 @@ def fuse_bracket(
             keep_few_kernels()
         with _timed(seconds, "focus"):
             focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, adaptive, events)
-            labels = _filled(stack, registrations, focus.labels, crop=crop) if fill else focus.labels
+            if fill:
+                focus = focus._replace(labels=_filled(stack, registrations, focus.labels, crop=crop))
         if focus.undecided >= TOLD:
             events.warning(f"{focus.undecided:.1%} of the picture is plain, or sharp in no photo")
         with _timed(seconds, "enlarge"):
-            rendered = _render(stack, model, runtime, plan, labels, depth, gate, events)
-            photo = _finish(stack, rendered, labels, model.scale, provenance or {}, events)
-        fusion = _told(stack, registrations, focus, labels, rendered, photo, seconds)
+            rendered = _render(stack, model, runtime, plan, focus.labels, depth, gate, events)
+            photo = _finish(stack, rendered, focus.labels, model.scale, provenance or {}, events)
+        fusion = _told(stack, registrations, focus, rendered, photo, seconds)
         if inspect is not None:
             inspect({index: stack.frames[index] for index in sorted(stack.order)}, fusion)
     return fusion
@@ -200,13 +201,12 @@ def _told(
     stack: Stack,
     registrations: Sequence[Registration] | None,
     focus: FocusMap,
-    labels: Labels,
     rendered: Rendered,
     photo: Photo,
     seconds: dict[str, float],
 ) -> Fusion:
     """Put together what was found out along the way, its frames called by their index in the order given."""
-    order = np.array(stack.order, np.uint16)
+    order, labels = np.array(stack.order, np.uint16), focus.labels
     given, counts = np.empty_like(labels), np.zeros(len(stack.heads), np.int64)
     for rows in row_blocks(labels.shape, 8):
         given[rows] = order[labels[rows]]

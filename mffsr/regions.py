@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mffsr.compare import FLOOR, UNDECIDED, Detail, detail_window
+from mffsr.frames import row_blocks
 
 __all__ = ["Glow", "Labels", "fill_holes", "nearby", "settle_undecided", "undecided_regions"]
 
@@ -39,18 +40,38 @@ def fill_holes(labels: Labels, share: float = SMALLEST_REGION) -> Labels:
     largest = (0, 0)  # area and label of the largest region
     for label in used:
         _, regions, stats, _ = cv2.connectedComponentsWithStats(
-            (labels == label).astype(np.uint8), connectivity=4
+            (labels == label).view(np.uint8), connectivity=4
         )
         areas = stats[:, cv2.CC_STAT_AREA].astype(np.int64)
         areas[0] = 0  # the background of this label
         largest = max(largest, (int(areas.max()), int(label)))
-        keep |= (areas >= smallest)[regions].astype(np.uint8)
+        keep |= (areas >= smallest)[regions].view(np.uint8)
+        del regions
     if not keep.any():
         return np.full_like(labels, largest[1])
     if keep.all():
         return labels
-    # Every pixel of a small region takes the label of the nearest pixel of a region that stays.
-    return _nearest(labels, keep == 0)[0]
+    return _filled_from_nearest(labels, keep == 0, round(smallest**0.5))
+
+
+def _filled_from_nearest(labels: Labels, unknown: NDArray[np.bool_], near: int) -> Labels:
+    """Give each unknown pixel the label of the nearest known one, which is rarely farther than `near` pixels.
+
+    By a few rows and those `near` them: distances, and to what, take eighteen bytes a pixel.
+    """
+    filled = labels.copy()
+    for rows in row_blocks(labels.shape, 18, least=2 * near):
+        outer = slice(max(0, rows.start - near), rows.stop + near)
+        if not unknown[rows].any():
+            continue
+        if unknown[outer].all():
+            return _nearest(labels, unknown)[0]
+        known, distance = _nearest(labels[outer], unknown[outer])
+        inner = slice(rows.start - outer.start, rows.stop - outer.start)
+        if distance[inner].max() >= near:  # what is nearest may lie outside
+            return _nearest(labels, unknown)[0]
+        filled[rows] = known[inner]
+    return filled
 
 
 def _nearest(labels: Labels, unknown: NDArray[np.bool_]) -> tuple[Labels, NDArray[np.float32]]:

@@ -422,6 +422,18 @@ def test_noise_without_any_large_region_becomes_one_frame():
     assert len(np.unique(fill_holes(labels, share=0.1))) == 1
 
 
+@given(seed=st.integers(0, 999), share=st.sampled_from([0.002, 0.01, 0.05]))
+@settings(max_examples=30, deadline=None)
+def test_holes_are_filled_by_a_few_rows_as_in_one_go(seed, share):
+    rng = np.random.default_rng(seed)
+    noise = cv2.resize(rng.normal(size=(24, 20)).astype(np.float32), (100, 120))
+    labels = (np.digitize(noise + rng.normal(0, 0.2, noise.shape), [-0.5, 0.7])).astype(np.uint16)
+    whole = fill_holes(labels, share)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mffsr.frames.BLOCK", 1)
+        np.testing.assert_array_equal(fill_holes(labels, share), whole)
+
+
 def test_focus_of_a_network_that_knows(cpu, monkeypatch):
     """With a FAPN that measures sharpness the fold finds the sharpest of many frames."""
     from mffsr.model import FocusMaps
