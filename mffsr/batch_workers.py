@@ -73,7 +73,7 @@ def cluster(address: str | None, workers: int = 1) -> Iterator[Any]:
     Raises ClusterError where `distributed` is not installed, or no scheduler answers within seconds.
     """
     try:
-        import distributed
+        import distributed  # noqa: F401 - is it there?
     except ImportError:
         raise ClusterError(
             "workers need the package distributed, which is not installed\npip install 'mffsr[cluster]'"
@@ -85,13 +85,31 @@ def cluster(address: str | None, workers: int = 1) -> Iterator[Any]:
             yield _processes(workers, stack)
             return
         try:
-            client = stack.enter_context(distributed.Client(address, timeout=REACH, set_as_default=False))
+            client = stack.enter_context(_client(address))
         except (OSError, ValueError, TypeError, ImportError, *TIMED_OUT) as fault:
             raise ClusterError(
                 f"{address}: no Dask scheduler answers there ({first_line(fault)})\n"
                 "expected something like tcp://10.0.0.1:8786; dask scheduler starts one"
             ) from None
         yield client
+
+
+def _client(address: str) -> Any:
+    """Return a client of the scheduler at `address`; raises whatever Dask does where none answers."""
+    import distributed
+
+    class Client(distributed.Client):  # type: ignore[misc]
+        """One that ends without a word where it could not begin: it would close what it never opened."""
+
+        def start(self, **options: Any) -> None:
+            """Connect."""
+            try:
+                super().start(**options)
+            except BaseException:
+                self.status = "closed"
+                raise
+
+    return Client(address, timeout=REACH, set_as_default=False)
 
 
 def _processes(workers: int, stack: ExitStack) -> Any:

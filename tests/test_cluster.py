@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -19,9 +20,9 @@ from test_batch import ENV, events, leftovers, mffsr, outputs, write_brackets
 
 from mffsr.batch import Outcome
 from mffsr.batch_cluster import TRIES, Told, new_run, run_cluster
-from mffsr.batch_workers import Teller
+from mffsr.batch_workers import Teller, cluster
 from mffsr.cli import batch_remote
-from mffsr.errors import BracketError
+from mffsr.errors import BracketError, ClusterError
 from mffsr.photo.brackets import Bracket
 
 distributed = pytest.importorskip("distributed")
@@ -142,6 +143,17 @@ def test_nobody_answers(mffsr, brackets, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert "pip install 'mffsr[cluster]'" in refused(mffsr, brackets, tmp_path / "out", "tcp://127.0.0.1:9")
     assert mffsr("batch", brackets, "--cluster", "tcp://127.0.0.1:9", "--workers", 2).exit_code == 2
+
+
+@pytest.mark.parametrize("address", ["nonsense", "odd://127.0.0.1:9", "a worker"])
+def test_a_client_that_cannot_begin_is_closed(workers, address):
+    """Else its destructor waits ten seconds for what it never opened, and prints a traceback."""
+    if address == "a worker":
+        address = next(iter(workers.scheduler_info["workers"]))
+    with pytest.raises(ClusterError, match="no Dask scheduler answers there"), cluster(address):
+        pass
+    clients = [one for one in gc.get_objects() if distributed.Client in type(one).__mro__]
+    assert "connecting" not in {client.status for client in clients}
 
 
 @dataclass
