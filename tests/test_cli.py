@@ -19,6 +19,7 @@ import pytest
 from conftest import bracket
 from typer.testing import CliRunner
 
+from mffsr import __version__
 from mffsr.checkpoint import weights_folder
 from mffsr.cli.app import app
 from mffsr.cli.console import Console, failure_text
@@ -555,6 +556,12 @@ def test_version_help_and_doctor():
     assert data["AVIF"]["found"] in ("yes", "no")
     assert data["AVIF"]["ok"] or "pillow" in data["AVIF"]["fix"]
     assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["fuse", "--version"], ["batch", "a", "--version"]])
+def test_the_version_is_told_by_the_main_commands_too(arguments):
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stdout) == (0, f"mffsr {__version__}\n")
 
 
 def test_doctor_misses_bundled_weights(tmp_path, monkeypatch):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from mffsr import __version__
 from mffsr.cli import batch, doctor, evaluate, fuse, train
+from mffsr.cli import options as opt
 
 __all__ = ["app", "main"]
 
@@ -38,18 +36,8 @@ app.command("doctor", short_help="Check the installation and say how to fix what
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"mffsr {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def _common(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
+def _common(version: opt.Version = False) -> None:
     """Fuse a focus bracket into one all-in-focus photograph and super-resolve it, in one network."""
 
 

@@ -103,6 +103,7 @@ def batch(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON event per line.")] = False,
     quiet: opt.Quiet = False,
+    version: opt.Version = False,
     debug: opt.Debug = False,
 ) -> None:
     """Fuse many brackets, each into one all-in-focus photo, and enlarge them."""

@@ -94,6 +94,7 @@ def fuse(
     ] = False,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
+    version: opt.Version = False,
     debug: opt.Debug = False,
 ) -> None:
     """Fuse a bracket of photos into one all-in-focus photo and enlarge it."""

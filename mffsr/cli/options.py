@@ -9,6 +9,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from mffsr import __version__
 from mffsr.cli import fuse_job
 from mffsr.limits import SCALES
 
@@ -32,6 +33,7 @@ __all__ = [
     "Report",
     "Scale",
     "Tile",
+    "Version",
     "Weights",
     "one_of",
     "positive",
@@ -54,6 +56,12 @@ def positive(value: float | None) -> float | None:
     if value is not None and not 0 < value < math.inf:
         raise typer.BadParameter(f"{value} is not a number above 0.")
     return value
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mffsr {__version__}")
+        raise typer.Exit
 
 
 # What is fused, and how
@@ -129,3 +137,7 @@ Report: TypeAlias = Annotated[
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet: TypeAlias = Annotated[bool, typer.Option("-q", "--quiet", help="No messages, only errors.")]
 Debug: TypeAlias = Annotated[bool, typer.Option(hidden=True)]
+Version: TypeAlias = Annotated[
+    bool,
+    typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+]
