@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from mffsr.batch_record import Records, State, key_of
-from mffsr.errors import BracketError, MffsrError, PhotoError, UsageError
+from mffsr.errors import BracketError, ExistsError, MffsrError, PhotoError, UsageError
 from mffsr.photo import Photo, read_header, read_photo
 from mffsr.photo.brackets import Bracket
 from mffsr.photo.content import Content, content, unchanged
@@ -183,8 +183,13 @@ class _Batch(Generic[R]):
         self._look_again(ahead)
         try:
             result = self.worker.compute(bracket, target, ahead.read, overwrite=ahead.state is State.begun)
-        except MffsrError:
+        except MffsrError as fault:
             self._look_again(ahead)
+            if self.resume and isinstance(fault, ExistsError) and str(fault).startswith(f"{target}:"):
+                raise ExistsError(
+                    f"{target}: made before with other options, photos or weights, or changed since\n"
+                    "-f makes it anew"
+                ) from None
             raise
         if result is None:
             raise _Skipped("the output exists")

@@ -3,6 +3,7 @@
     MffsrError                 something could not be done; exit code 1
     ├── UsageError             the request itself is wrong; exit code 2
     ├── PhotoError             one photo file: unreadable, damaged, not supported, not writable
+    │   └── ExistsError        its name is taken, and it is not to be replaced
     ├── BracketError           the frames of a bracket do not belong together
     ├── CheckpointError        a weight file is missing, damaged, or of another kind
     ├── DeviceError            the device is missing or out of memory
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointError",
     "ClusterError",
     "DeviceError",
+    "ExistsError",
     "MffsrError",
     "PhotoError",
     "TrainingError",
@@ -66,6 +68,10 @@ class UsageError(MffsrError):
 
 class PhotoError(MffsrError):
     """A photo file cannot be read or written; the message names it."""
+
+
+class ExistsError(PhotoError):
+    """A file exists that is not to be replaced."""
 
 
 class BracketError(MffsrError):

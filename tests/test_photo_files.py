@@ -143,7 +143,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 def test_targets_are_checked_beforehand(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path, reason in (
-        (tmp_path / "none" / "x.png", "does not exist"),
+        (tmp_path / "none" / "x.png", "does not exist\ncreate it, or choose another$"),
         (tmp_path / "file" / "x.png", "cannot be written"),
         (tmp_path / ("n" * 252 + ".png"), "too long"),
         (Path("a\0b.png"), "null"),

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from mffsr.errors import PhotoError
+from mffsr.errors import ExistsError, PhotoError
 
 __all__ = ["atomic_output", "resolve_target"]
 
-_EXISTS = "{}: exists already\nchoose another name, or replace it: -f, in Python overwrite=True"
+_EXISTS = "{}: exists already\nchoose another name, or replace it: -f; fuse and batch have --on-exists too"
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EMLINK}
 
 
@@ -29,8 +29,8 @@ def resolve_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
     """The file that writing to `path` will create or replace, checked as far as possible beforehand.
 
     A symbolic link is followed: the file it names is replaced and the link stays. Raises
-    `PhotoError` if the target exists and `overwrite` is false, is no regular file, or lies in a
-    folder that is missing or closed to writing.
+    `ExistsError` if the target exists and `overwrite` is false, another `PhotoError` if it is no
+    regular file, or lies in a folder that is missing or closed to writing.
     """
     path = Path(path)
     try:
@@ -43,7 +43,7 @@ def resolve_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
             kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
             raise PhotoError(f"{path}: cannot be written: it is {kind}; name a file")
         if mode is not None and not overwrite:
-            raise PhotoError(_EXISTS.format(path))
+            raise ExistsError(_EXISTS.format(path))
         if mode is not None:
             _refuse_immutable(target)
         folder = target.parent
@@ -51,12 +51,12 @@ def resolve_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
             raise PhotoError(f"{path}: cannot be written: {folder} is not a folder")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PhotoError(
-                f"{path}: cannot be written: no permission to write into {folder}\nchoose another -o"
+                f"{path}: cannot be written: no permission to write into {folder}\nchoose another folder"
             )
     except FileNotFoundError:
         raise PhotoError(
             f"{path}: cannot be written: the folder {path.parent} does not exist\n"
-            "create it, or choose another -o"
+            "create it, or choose another"
         ) from None
     except OSError as fault:
         raise PhotoError(f"{path}: cannot be written: {_reason(fault)}") from fault
@@ -97,7 +97,7 @@ def atomic_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
         _publish(temporary, target, overwrite=overwrite)
         _sync_folder(target.parent)
     except FileExistsError:
-        raise PhotoError(_EXISTS.format(path)) from None
+        raise ExistsError(_EXISTS.format(path)) from None
     except OSError as fault:
         raise PhotoError(f"{path}: cannot be written: {_reason(fault)}") from fault
     finally:
