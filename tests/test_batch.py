@@ -157,6 +157,14 @@ def test_no_brackets_is_a_usage_error(mffsr, tmp_path):
     assert result.exit_code == 2
     assert "no brackets" in result.stderr
     assert not (tmp_path / "out").exists()
+    (tmp_path / "in" / "b1").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "in" / "b1" / name).touch()
+    result = mffsr("batch", tmp_path / "in", "-o", tmp_path / "out", "--group", "none")
+    assert result.exit_code == 2
+    assert (
+        "--group none takes the photos that lie in the folder itself, but fewer than two do" in result.stderr
+    )
     assert mffsr("batch").exit_code == 2
     assert mffsr("batch", tmp_path / "none").exit_code == 2
 
@@ -271,7 +279,9 @@ def test_resume_does_what_is_missing_or_different_and_no_more(mffsr, copied, tmp
     assert outcome(result) == [("skipped", "b1"), ("done", "b2"), ("skipped", "b3")]
     assert result.exit_code == 0
     assert outputs(out) == first
-    assert mffsr(*arguments).exit_code == 1  # without --resume they are in the way
+    again = mffsr(*arguments)
+    assert again.exit_code == 1  # without --resume they are in the way
+    assert "b1_x2.jpg: exists already\nchoose another name, or replace it: -f;" in events(again)[1]["cause"]
     assert outputs(out) == first
 
     (out / "b1_x2.jpg").write_bytes(first["b1_x2.jpg"] + b"edited")
@@ -280,6 +290,11 @@ def test_resume_does_what_is_missing_or_different_and_no_more(mffsr, copied, tmp
     result = mffsr(*arguments, "--resume")
     assert outcome(result) == [("failed", "b1"), ("skipped", "b2"), ("failed", "b3")]
     assert (out / "b1_x2.jpg").read_bytes().endswith(b"edited")
+    for number in (1, 5):
+        cause = f"{events(result)[number]['cause']}"
+        assert (
+            "made before with other options, photos or weights, or changed since\n-f makes it anew" in cause
+        )
     result = mffsr(*arguments, "--resume", "-f")
     assert outcome(result) == [("done", "b1"), ("skipped", "b2"), ("done", "b3")]
     assert read_photo(out / "b1_x2.jpg").pixels.tobytes() == read_photo(out / "b3_x2.jpg").pixels.tobytes()

@@ -211,7 +211,10 @@ def test_the_disk_is_asked_for_as_much_as_the_picture_may_take(quick, folder, mo
     assert quick("a.png", "b.png", "-s", 1, "-o", "o.png", "--no-align", "-n").exit_code == 0
     result = quick("a.png", "b.png", "-s", 2, "-o", "o.png", "--no-align", "-n")
     assert result.exit_code == 1
-    assert "about 3 MB are needed" in result.stderr
+    assert "about 3 MB are needed, 1 MB are free" in result.stderr
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3_000))
+    result = quick("a.jpg", "b.jpg", "-s", 3, "-n")
+    assert "about 18 KB are needed, 2 KB are free" in result.stderr
 
 
 def test_sixteen_bits_stay_and_jpeg_warns(fuse, folder):
@@ -297,6 +300,22 @@ def test_lists_are_bytes_and_only_line_feeds_end_a_line(tmp_path, monkeypatch, l
 def test_a_list_may_be_what_powershell_writes(tmp_path, encoding):
     (tmp_path / "list.txt").write_bytes("\ufeffa b.jpg\r\né.jpg\r\n".encode(encoding))
     assert expand([f"@{tmp_path / 'list.txt'}"]) == [Path("a b.jpg"), Path("é.jpg")]
+
+
+def test_a_list_may_be_what_windows_copies_as_paths(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b'"a b.jpg"\r\n ""c".jpg" \r\n"\r\nd "e" f.jpg\r\n')
+    expected = ["a b.jpg", '"c".jpg', '"', 'd "e" f.jpg']
+    assert expand([f"@{tmp_path / 'list.txt'}"]) == [Path(name) for name in expected]
+    with pytest.raises(UsageError, match=r"none.txt: the list cannot be read: no such file$"):
+        expand([f"@{tmp_path / 'none.txt'}"])
+
+
+@pytest.mark.parametrize("command", ["fuse", "batch"])
+@pytest.mark.parametrize("other", ["skip", "rename"])
+def test_force_contradicts_other_answers(command, other):
+    result = CliRunner().invoke(app, [command, "a", "-f", "--on-exists", other])
+    assert result.exit_code == 2
+    assert f"-f and --on-exists {other} contradict each other" in result.stderr
 
 
 def test_a_name_that_is_piped_out_is_that_of_the_file(monkeypatch):

@@ -114,7 +114,7 @@ def batch(
         if cluster is not None and workers > 1:
             raise UsageError("--workers are processes here, --cluster has its own: expected one of them")
         out = output or (Path() if dry_run and folder is None else _default_out(folder))
-        existing = OnExists.overwrite if force else on_exists
+        existing = fuse_job.settle_existing(on_exists, force=force)
         writes_plan = dry_run and plan is not None and folder is not None
         max_pixels = max_megapixels * 1_000_000
         options = Options(
@@ -194,9 +194,10 @@ def _brackets(
     if len(found.left_out) > NAMED:
         console.message(f"{len(found.left_out) - NAMED} more in no bracket; --dry-run lists them")
     if not found.brackets:
-        raise UsageError(
-            f"{plan or folder}: no brackets found\na bracket is a folder of photos, or photos of one scene"
-        )
+        expected = "a bracket is a folder of photos, or photos of one scene"
+        if plan is None and group == "none":
+            expected = "--group none takes the photos that lie in the folder itself, but fewer than two do"
+        raise UsageError(f"{plan or folder}: no brackets found\n{expected}")
     return found
 
 

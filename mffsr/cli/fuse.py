@@ -25,6 +25,7 @@ from mffsr.cli.fuse_job import (
     parse_memory,
     parse_tile,
     prepare,
+    settle_existing,
 )
 from mffsr.cli.fuse_plan import describe_registration
 from mffsr.cli.fuse_plan import dry_run as plan_only
@@ -105,7 +106,7 @@ def fuse(
         memory = parse_memory(max_memory)
         paths = expand(photos, own_files(output, focus_map))
         _warn_of_results(paths, console)
-        existing = OnExists.overwrite if force else on_exists
+        existing = settle_existing(on_exists, force=force)
         job = prepare(
             paths,
             output,

@@ -40,8 +40,12 @@ __all__ = [
     "parse_memory",
     "parse_tile",
     "prepare",
+    "settle_existing",
     "wanted_depth",
 ]
+
+
+_QUOTED = re.compile(rb'\A\s*"(.+)"\s*\Z', re.DOTALL)
 
 
 class Lazy(Sequence["Photo"]):
@@ -170,7 +174,8 @@ def expand(arguments: list[str], own: Sequence[Path] = ()) -> list[Path]:
             try:
                 found += _listed(listed.read_bytes())
             except OSError as error:
-                raise UsageError(f"{listed}: the list cannot be read ({error})") from None
+                why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
+                raise UsageError(f"{listed}: the list cannot be read: {why}") from None
         elif any(c in argument for c in "*?[") and not os.path.lexists(argument):
             found += _matching(argument, _results(own))
         elif os.path.isdir(argument):
@@ -203,12 +208,13 @@ def _matching(pattern: str, skip: set[str]) -> list[Path]:
 def _listed(content: bytes) -> list[Path]:
     """Return the files of a list, one a line. Names are bytes: in them, only line feeds end a line.
 
-    A list in UTF-16, as PowerShell writes it, is known by its byte order mark.
+    A list in UTF-16, as PowerShell writes it, is known by its byte order mark. Names may stand in
+    double quotes, as Windows copies them.
     """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         content = content.decode("utf-16", "replace").encode()
     lines = content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").split(b"\n")
-    return [Path(os.fsdecode(line)) for line in lines if line.strip()]
+    return [Path(os.fsdecode(_QUOTED.sub(rb"\1", line))) for line in lines if line.strip()]
 
 
 def prepare(
@@ -342,9 +348,20 @@ def _check_disk(target: Path, size: tuple[int, int], channels: int, bits: int) -
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         raise PhotoError(
-            f"{target}: No space left: about {needed >> 20} MB are needed, {free >> 20} MB are free\n"
+            f"{target}: No space left: about {_bytes(needed)} are needed, {_bytes(free)} are free\n"
             "free some, or write to another disk"
         )
+
+
+def _bytes(size: int) -> str:
+    return f"{size >> 20} MB" if size >= 1 << 20 else f"{size >> 10} KB"
+
+
+def settle_existing(on_exists: OnExists, *, force: bool) -> OnExists:
+    """Return what to do where an output exists; raises UsageError where -f contradicts --on-exists."""
+    if force and on_exists not in (OnExists.error, OnExists.overwrite):
+        raise UsageError(f"-f and --on-exists {on_exists.value} contradict each other: expected one of them")
+    return OnExists.overwrite if force else on_exists
 
 
 def parse_tile(text: str) -> int | None:
