@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 
 import mffsr
+from mffsr.model import FapnConfig, SrnConfig
+from mffsr.model.joint import DECODER_REACH
 
-HALO = {"focus": 68, "render": 48}
+HALO = {"focus": FapnConfig().halo, "render": SrnConfig(scale=2).reach + DECODER_REACH}  # the same at ×4
 SMALL, LARGE = 64, 512
 
 

@@ -57,13 +57,13 @@ def fill_holes(labels: Labels, share: float = SMALLEST_REGION) -> Labels:
 def _filled_from_nearest(labels: Labels, unknown: NDArray[np.bool_], near: int) -> Labels:
     """Give each unknown pixel the label of the nearest known one, which is rarely farther than `near` pixels.
 
-    By a few rows and those `near` them: distances, and to what, take eighteen bytes a pixel.
+    By a few rows at a time and those `near` them, since the search takes eighteen bytes a pixel.
     """
     filled = labels.copy()
     for rows in row_blocks(labels.shape, 18, least=2 * near):
-        outer = slice(max(0, rows.start - near), rows.stop + near)
         if not unknown[rows].any():
             continue
+        outer = slice(max(0, rows.start - near), rows.stop + near)
         if unknown[outer].all():
             return _nearest(labels, unknown)[0]
         known, distance = _nearest(labels[outer], unknown[outer])

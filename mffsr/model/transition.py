@@ -22,7 +22,7 @@ STEPS = (1, 2, 4, 8)  # pixels between those that a wide transition weights 1-2-
 WIDE_REACH = sum(STEPS)
 PLAIN = 5 / 255  # a gradient map below this is plain; from twice as much on it is not
 APART = 6  # pixels: detail that is nearer is seen
-TRANSITION_REACH = 2 + 1 + 1 + 2 + APART + 1 + 2 + 4  # of `transition`: all that `_plainness` is made of
+TRANSITION_REACH = 2 + 1 + 1 + 2 + APART + sum(STEPS[:-1])  # of `transition`, by `_plainness`
 
 
 def soft_transition(masks: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def _plainness(masks: Tensor, sources: Sequence[Tensor]) -> Tensor:
     most = F.max_pool2d(detail, (window, 1), 1, (APART, 0))
     most = F.max_pool2d(most, (1, window), 1, (0, APART))
     plain = (2 - most / PLAIN).clamp(0, 1)
-    for step in (1, 2, 4):
+    for step in STEPS[:-1]:
         plain = _spread(plain, step)
     return plain
 

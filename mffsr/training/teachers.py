@@ -4,8 +4,8 @@ The mean of a few networks' pictures, each of a photo turned another way, is bet
 (at ×2 by 0.05 dB and more), and free of what chance put into the truth. A network that learns it too comes
 nearer to it than by the truth alone (knowledge distillation, G. Hinton et al., arXiv 1503.02531).
 
-Their answers take as long as training itself, so they are kept: batches are drawn for one round, and come
-again in later rounds, each time turned or flipped, answers and all.
+To ask two of them takes more than half as long as training itself, so their answers are kept: batches are
+drawn for one round, and come again in later rounds, each time turned or flipped, answers and all.
 """
 
 from __future__ import annotations
