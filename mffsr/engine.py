@@ -167,7 +167,7 @@ def fuse_bracket(
             registrations = None
             if align:
                 registrations = register(stack, events, model=motion, on_bad_frame=on_bad_frame)
-                resample(stack, registrations, crop=crop, save=save_aligned)
+                resample(stack, registrations, events, crop=crop, save=save_aligned)
         depth = depth or stack.frames[0].dtype.itemsize * 8
         shape = stack.in_order[0].shape
         plan = plan_tiles(runtime, model, shape, tile, depth, events.warning)

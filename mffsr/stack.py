@@ -18,10 +18,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mffsr import __version__
 from mffsr.errors import BracketError, UsageError
 from mffsr.events import Events
 from mffsr.frames import Frame, FrameStore
-from mffsr.photo import Photo, Pixels, read_photo, with_depth
+from mffsr.photo import Photo, Pixels, output_metadata, read_photo, with_depth
 from mffsr.photo.align import (
     MODELS,
     ForeignFrameError,
@@ -219,6 +220,7 @@ def field_of_view(
 def resample(
     stack: Stack,
     registrations: Sequence[Registration],
+    events: Events,
     *,
     crop: bool = True,
     save: Callable[[int, Photo], None] | None = None,
@@ -240,9 +242,22 @@ def resample(
             alpha = warp(plane, replace(registration, gain=(1.0,)), stack.size, crop=view, linear=True)
             stack.alphas.put(index, np.ascontiguousarray(alpha))
         if save is not None:
-            head = stack.heads[index]
             flat = None if alpha is None else np.ascontiguousarray(alpha[:, :, 0])
-            save(index, Photo(pixels=pixels, alpha=flat, icc=head.icc, dpi=head.dpi, path=head.path))
+            save(index, _registered(stack.heads[index], pixels, flat, events))
+
+
+def _registered(head: Photo, pixels: Pixels, alpha: Pixels | None, events: Events) -> Photo:
+    """Return a registered frame with what its camera wrote. Without XMP, which marks a finished photo."""
+    metadata = output_metadata(
+        head,
+        scale=1,
+        frames=[],
+        software=f"mffsr {__version__}",
+        details={},
+        size=(pixels.shape[1], pixels.shape[0]),
+        warn=events.warning,
+    )
+    return replace(head, pixels=pixels, alpha=alpha, exif=metadata.exif, xmp=None, dpi=metadata.dpi)
 
 
 def covered(

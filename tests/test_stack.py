@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -16,13 +17,15 @@ import cv2
 import numpy as np
 import pytest
 from conftest import bracket, textured, tiny_model, undecided
+from photo_samples import camera_exif
 
 from mffsr import frames as frames_module
 from mffsr.engine import fuse_bracket
 from mffsr.errors import BracketError, PhotoError, UsageError
 from mffsr.events import Events
 from mffsr.frames import FrameStore, row_blocks
-from mffsr.photo import Photo, read_photo, write_photo
+from mffsr.photo import Photo, is_result, read_photo, write_photo
+from mffsr.photo._ifd import parse_exif
 from mffsr.photo.align import Registration
 from mffsr.plan import Plan, memory_of, plan_tiles
 from mffsr.render import enlarge_plane
@@ -144,7 +147,7 @@ def test_alpha_has_no_rings_at_its_edges():
     shift = np.array([[1, 0, 0.5], [0, 1, 0], [0, 0, 1]])
     with FrameStore(2) as frames, FrameStore(2) as alphas:
         stack = read_stack([photo(pixels, alpha=alpha)] * 2, frames, alphas, Events())
-        resample(stack, [Registration(index=0), Registration(index=1, matrix=shift)], crop=False)
+        resample(stack, [Registration(index=0), Registration(index=1, matrix=shift)], Events(), crop=False)
         planes = [alphas.whole(0), alphas.whole(1)]
     assert 100 < planes[1][10, 19, 0] < 155
     for index in (0, 1):
@@ -302,7 +305,8 @@ def fuse(tmp_path, tiny_weights):
     near, far, _, _ = bracket(128, 160)
     frames = {"a": near, "b": moved(far, 7, 4), "c": textured(128, 160, seed=9)}
     for name, pixels in frames.items():
-        write_photo(photo(pixels.astype(np.uint16) * 257), tmp_path / f"{name}.tif")
+        deep = replace(photo(pixels.astype(np.uint16) * 257), exif=camera_exif())
+        write_photo(deep, tmp_path / f"{name}.tif")
 
     def run(*arguments):
         command = [
@@ -331,6 +335,10 @@ def test_the_command_line_of_real_brackets(fuse, tmp_path):
     saved = [read_photo(tmp_path / "aligned" / name) for name in names]
     assert {p.size for p in saved} == {read_photo(tmp_path / "out.tif").size}
     assert {p.bit_depth for p in saved} == {16}
+    first = saved[0]
+    assert parse_exif(first.exif).main[0x010F].data == b"Maker\0", "the camera's name stays"
+    assert b"2024:05:06" in first.exif
+    assert not any(is_result(tmp_path / "aligned" / name) for name in names), "they may be fused again"
     again = fuse("a.tif", "b.tif", "-o", "new.tif", "--save-aligned", "aligned")
     assert again.returncode == 1
     assert "001-a.tif" in again.stderr
