@@ -26,7 +26,7 @@ from mffsr.model.dense import DenseResidualBlock
 from mffsr.model.fapn import FR
 from mffsr.model.joint import decide
 from mffsr.model.srn import SCALES, SRN, STEPS
-from mffsr.model.transition import TRANSITION_REACH, WIDE_REACH, soft_transition, transition
+from mffsr.model.transition import TRANSITION_REACH, WIDE_REACH, transition
 from mffsr.tiles import Tile, span
 
 
@@ -127,22 +127,18 @@ def test_windows_are_merged_back():
     torch.testing.assert_close(merge_windows(windows(image, 16), 21, 37), image)
 
 
-def test_soft_transition_keeps_sums_and_reaches_two_pixels():
-    mask = torch.zeros(1, 1, 9, 9)
-    mask[:, :, :, :4] = 1
-    both = soft_transition(torch.cat((mask, 1 - mask), 1))
-    torch.testing.assert_close(both.sum(1), torch.ones(1, 9, 9))
-    torch.testing.assert_close(
-        both[0, 0, 4],
-        torch.tensor([1, 1, 15, 11, 5, 1, 0, 0, 0]) / torch.tensor([1, 1, 16, 16, 16, 16, 1, 1, 1]),
-    )
-
-
 def halves(columns: int) -> torch.Tensor:
     """Masks (1, 2, 80, 120) of which the first ends after so many columns."""
     first = torch.zeros(1, 1, 80, 120)
     first[..., :columns] = 1
     return torch.cat((first, 1 - first), 1)
+
+
+def narrow(columns: int) -> torch.Tensor:
+    """Return the first of these masks as it passes over from detail to the same detail."""
+    kernel = torch.tensor([[[1.0, 2, 5, 10, 14, 22, 27, 30, 34, 30, 27, 22, 14, 10, 5, 2, 1]]]) / 256
+    row = (torch.arange(-8, 128) < columns).float()
+    return torch.nn.functional.conv1d(row[None, None], kernel).expand(1, 80, 120)
 
 
 def test_the_transition_is_wide_where_the_picture_is_plain_and_narrow_beside_detail():
@@ -154,11 +150,26 @@ def test_the_transition_is_wide_where_the_picture_is_plain_and_narrow_beside_det
     assert (row.diff() <= 0).all()
     assert (row == 1).sum() == (row == 0).sum() == 60 - WIDE_REACH
     assert row.diff().abs().max() < 0.1
-    plain[1][..., ::7] = 0.7  # detail of the second, up to the border
-    weights = transition(masks, plain)
-    torch.testing.assert_close(weights[..., 60:], soft_transition(masks)[..., 60:], rtol=0, atol=0.01)
-    plain[0][..., ::7] = 0.7
-    assert torch.equal(transition(masks, plain), soft_transition(masks))
+    plain[0].copy_(plain[1])
+    for source in plain:  # the same detail in both
+        source[..., ::7] = 0.7
+    torch.testing.assert_close(transition(masks, plain)[:, 0], narrow(60))
+
+
+def test_in_a_transition_the_source_with_more_contrast_weighs_more():
+    masks = halves(60)
+    fine = 0.5 + 0.2 * (torch.arange(120) // 2 % 2).expand(1, 3, 80, 120)
+    blurred = torch.full((1, 3, 80, 120), 0.6)
+    weights = transition(masks, [fine, blurred])
+    torch.testing.assert_close(weights.sum(1), torch.ones(1, 80, 120))
+    row, alone = weights[0, 0, 40], narrow(60)[0, 40]
+    assert (row >= alone - 1e-6).all()
+    assert row[60] > 0.95 > 0.5 > alone[60], "detail stays up to the border, and a pixel beyond it"
+    assert row[66] < 0.2, "but hardly beyond the transition"
+    slope = 0.6 + torch.linspace(0, 0.24, 120).expand(1, 3, 80, 120)  # half a level of 255 a pixel
+    torch.testing.assert_close(
+        transition(masks, [slope, fine])[0, 1, 40], weights[0, 0, 40].flip(0), rtol=0, atol=0.02
+    )
 
 
 @given(seed=st.integers(0, 99), columns=st.integers(1, 119))

@@ -23,7 +23,7 @@ from mffsr.errors import CheckpointError, TrainingError, UsageError
 from mffsr.model import FAPN, FN, FapnConfig, SrnConfig
 from mffsr.model.dense import DenseResidualBlock
 from mffsr.model.joint import decide
-from mffsr.model.transition import soft_transition
+from mffsr.model.transition import transition
 from mffsr.training import losses
 from mffsr.training.batches import focus_batch, fusion_batch, sr_batch
 from mffsr.training.degrade import Degradation
@@ -257,7 +257,7 @@ class Trainer:
             raise TypeError("the joint stage has no FAPN")
         with torch.no_grad(), self.runtime.autocast():
             first = decide(self._focus(batch.low1, batch.low2))
-            masks = soft_transition(torch.cat((first, 1 - first), 1))
+            masks = transition(torch.cat((first, 1 - first), 1), (batch.low1, batch.low2))
         with self.runtime.autocast():
             fused = self._forward((batch.low1, batch.low2), masks)
         return losses.fusion_loss(fused, batch.sharp, (batch.high1, batch.high2), masks)

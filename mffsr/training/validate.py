@@ -10,7 +10,7 @@ from torch import Tensor
 from mffsr.model import FAPN, FN
 from mffsr.model.joint import decide
 from mffsr.model.srn import enlarge
-from mffsr.model.transition import soft_transition
+from mffsr.model.transition import transition
 from mffsr.training import degrade
 from mffsr.training.batches import validation_brackets
 from mffsr.training.losses import ssim
@@ -101,15 +101,13 @@ def fusion_scores(fapn: FAPN, network: FN, photos: Photos, masks: Tensor, count:
     for index in range(count):
         batch = validation_brackets(photos, masks, 256, scale, index)
         first = decide(fapn(batch.image1, batch.image2))
-        weights = soft_transition(torch.cat((first, 1 - first), 1))
-        image = network((batch.image1, batch.image2), weights)
+        frames = (batch.image1, batch.image2)
+        weights = transition(torch.cat((first, 1 - first), 1), frames)
+        image = network(frames, weights)
         low = (degrade.reduce_antialiased(batch.sharp, scale).clamp(0, 1) * 255).round() / 255
         ceiling = network((low,), torch.ones_like(first))
         wide = F.interpolate(weights, scale_factor=scale, mode="bilinear", align_corners=False)
-        bicubic = sum(
-            w * enlarge(frame, scale)
-            for w, frame in zip(wide.split(1, 1), (batch.image1, batch.image2), strict=True)
-        )
+        bicubic = sum(w * enlarge(frame, scale) for w, frame in zip(wide.split(1, 1), frames, strict=True))
         scores = [psnr_y(x, batch.sharp, scale) for x in (image, ceiling, torch.as_tensor(bicubic))]
         found.append((*scores, ssim_y(image, batch.sharp, scale)))
     return dict(zip(SCORES["joint"], np.mean(found, 0).tolist(), strict=True))
