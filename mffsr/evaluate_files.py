@@ -99,7 +99,8 @@ def find_results(folder: Path, brackets: Sequence[Bracket]) -> tuple[dict[str, P
 
     A result's stem is the scene's name, or contains it as a whole: `lytro-01.png`, `gacn_lytro-01_fused.png`.
     Case and separators do not matter; of two scenes of which one's name contains the other's, such as flower
-    and flower-2, a result is the longer one's. Raises MffsrError where two files claim one scene.
+    and flower-2, a result is the longer one's. Raises MffsrError where two files claim one
+    scene, or one file two.
     """
 
     def plain(name: str) -> str:
@@ -121,6 +122,13 @@ def find_results(folder: Path, brackets: Sequence[Bracket]) -> tuple[dict[str, P
             raise MffsrError(f"{folder}: {both} could both be {name}\nkeep one of them there")
         if claims:
             found[name] = claims[0]
+    for path in photos:
+        served = [name for name, one in found.items() if one == path]
+        if len(served) > 1:
+            both = " and of ".join(served[:2])
+            raise MffsrError(
+                f"{folder}: {path.name} could be the result of {both}\nname it after one of them"
+            )
     missing = [f"no result for {bracket.name}" for bracket in brackets if bracket.name not in found]
     return found, missing, [path.name for path in photos if path not in found.values()]
 

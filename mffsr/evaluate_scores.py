@@ -140,10 +140,12 @@ class Scores:
         self._done = 0
 
     def row(self, method: str, name: str, **facts: str) -> Row:
-        """Start an image of a method."""
-        row = Row(name, {}, facts)
-        self._methods.setdefault(method, Evaluation(method=method)).rows.append(row)
-        return row
+        """Start an image of a method. Raises MffsrError where it has just been: two methods have one name."""
+        rows = self._methods.setdefault(method, Evaluation(method=method)).rows
+        if rows and rows[-1].name == name:
+            raise MffsrError(f"{method}: two methods of this name\nrename the folder of the one")
+        rows.append(Row(name, {}, facts))
+        return rows[-1]
 
     def add(
         self, row: Row, function: Callable[..., Mapping[str, float]], *args: object, prefix: str = ""

@@ -115,7 +115,7 @@ def read_stack(sources: Sequence[Source], frames: FrameStore, alphas: FrameStore
         heads.append(
             replace(photo, pixels=np.zeros((1, 1, photo.pixels.shape[2]), photo.pixels.dtype), alpha=None)
         )
-        digests.append(hashlib.sha256(photo.pixels.data).digest())
+        digests.append(_digest(photo.pixels, photo.alpha))
         events.progress("read", index + 1, len(sources))
     stack = Stack(
         frames=frames, alphas=alphas, heads=heads, digests=digests, size=size, order=list(range(len(sources)))
@@ -162,10 +162,19 @@ def _harmonise(stack: Stack, events: Events) -> None:
         if pixels.shape[2] < channels:
             pixels = np.repeat(pixels, channels, axis=2)
         stack.frames.put(index, pixels)
-        stack.digests[index] = hashlib.sha256(pixels.data).digest()
-        if head.bit_depth < depth and len(stack.alphas):
-            alpha = Photo(pixels=stack.alphas.whole(index))
-            stack.alphas.put(index, with_depth(alpha, depth).pixels)
+        alpha: Pixels | None = None
+        if len(stack.alphas):
+            alpha = with_depth(Photo(pixels=stack.alphas.whole(index)), depth).pixels
+            stack.alphas.put(index, alpha)
+        stack.digests[index] = _digest(pixels, alpha)
+
+
+def _digest(pixels: Pixels, alpha: Pixels | None) -> bytes:
+    """What tells one frame from another, whatever their names."""
+    found = hashlib.sha256(pixels.data)
+    if alpha is not None:
+        found.update(alpha.data)
+    return found.digest()
 
 
 def register(

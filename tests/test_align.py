@@ -140,6 +140,14 @@ def test_affine_and_homography_follow_what_a_similarity_cannot() -> None:
     assert np.abs(out[inner].astype(int) - reference[inner]).mean() < 1.5
 
 
+def test_a_tilt_is_neither_zoom_nor_rotation() -> None:
+    middle = np.array([[1, 0, (WIDTH - 1) / 2], [0, 1, (HEIGHT - 1) / 2], [0, 0, 1]])
+    tilted = middle @ np.array([[1, 0, 0], [0, 1, 0], [3e-5, 0, 1]]) @ np.linalg.inv(middle)
+    found = estimate(shoot(LIGHT, tilted), shoot(LIGHT), model="homography")
+    assert found.scale == pytest.approx(1, abs=5e-4)
+    assert found.rotation == pytest.approx(0, abs=0.02)
+
+
 def test_a_first_guess_reaches_further_than_features_of_a_smooth_scene() -> None:
     smooth = cv2.GaussianBlur(LIGHT, (0, 0), 8)
     truth = transform(30, 20)

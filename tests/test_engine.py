@@ -46,7 +46,7 @@ def test_tiled_equals_whole(scale, size, cpu):
     for tile in (64, 80):
         tiled = fuse_bracket(photos(near, far), model, cpu, tile=tile, align=False, depth=16, fill=False)
         np.testing.assert_array_equal(tiled.labels, whole.labels)
-        assert difference(tiled.photo.pixels, whole.photo.pixels) <= 6, "1e-4 in float"
+        assert difference(tiled.photo.pixels, whole.photo.pixels) <= 1
 
 
 def test_five_frames_tiled_equal_whole(cpu):

@@ -410,6 +410,18 @@ def test_results_that_cannot_be_told_apart(pairs: Path, tmp_path: Path) -> None:
     assert find_results(folder, find_brackets(pairs)[0])[0]["s-1"].name == "s-1.png"
 
 
+def test_one_result_is_not_two_scenes(tmp_path: Path) -> None:
+    brackets = [Bracket(name, ("A", "B"), ()) for name in ("flower", "garden")]
+    write(tmp_path / "flower_garden.png", scene(1, height=20, width=20))
+    with pytest.raises(MffsrError, match=r"flower_garden\.png could be the result of flower and of garden"):
+        find_results(tmp_path, brackets)
+
+
+def test_an_ablation_is_not_averaged_into_another_method(pairs: Path, engine: Engine) -> None:
+    with pytest.raises(MffsrError, match="mffsr: two methods of this name"):
+        evaluate_pairs(find_brackets(pairs)[0], engine, variants=[("mffsr", engine)])
+
+
 def test_a_result_of_the_longer_name_is_not_one_of_the_shorter(tmp_path: Path) -> None:
     brackets = [Bracket(name, ("A", "B"), ()) for name in ("flower", "flower-2")]
     for name in ("m_flower", "m_flower-2"):

@@ -25,6 +25,7 @@ from mffsr.model.blocks import (
 from mffsr.model.dense import DenseResidualBlock
 from mffsr.model.fapn import FR
 from mffsr.model.joint import decide
+from mffsr.model.resize import enlarge_bilinear
 from mffsr.model.srn import SCALES, SRN, STEPS
 from mffsr.model.transition import TRANSITION_REACH, WIDE_REACH, transition
 from mffsr.tiles import Tile, span
@@ -156,6 +157,17 @@ def test_the_transition_is_wide_where_the_picture_is_plain_and_narrow_beside_det
     torch.testing.assert_close(transition(masks, plain)[:, 0], narrow(60))
 
 
+def test_a_transition_may_be_recorded():
+    """No branch depends on a value: CUDA graphs hold one way only, and reading would wait for the card."""
+    made = transition(torch.ones(1, 2, 20, 20, device="meta"), [torch.ones(1, 3, 20, 20, device="meta")] * 2)
+    assert made.shape == (1, 2, 20, 20)
+
+
+def test_where_no_mask_is_near_there_is_no_weight():
+    weights = transition(torch.zeros(1, 2, 60, 60), [noise(60, 60), noise(60, 60)])
+    assert torch.equal(weights, torch.zeros(1, 2, 60, 60))
+
+
 def test_in_a_transition_the_source_with_more_contrast_weighs_more():
     masks = halves(60)
     fine = 0.5 + 0.2 * (torch.arange(120) // 2 % 2).expand(1, 3, 80, 120)
@@ -215,6 +227,17 @@ def test_enlarge_is_pillows_bicubic():
     expected = Image.fromarray(plane.numpy(), "F").resize((42, 33), Image.Resampling.BICUBIC)
     ours = enlarge(plane[None, None].expand(1, 3, -1, -1), 3)[0, 0]
     torch.testing.assert_close(ours, torch.from_numpy(__import__("numpy").array(expected)), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_pixels_enlargement_does_not_depend_on_where_a_tile_begins(scale):
+    image = noise(3, 2000)
+    for make in (enlarge, enlarge_bilinear):
+        whole, part = make(image, scale), make(image[..., 1500:1700], scale)
+        inner = slice(2 * scale, -2 * scale)
+        assert torch.equal(part[..., inner], whole[..., 1500 * scale : 1700 * scale][..., inner])
+    expected = torch.nn.functional.interpolate(image[..., :40], scale_factor=scale, mode="bilinear")
+    torch.testing.assert_close(enlarge_bilinear(image[..., :40], scale), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

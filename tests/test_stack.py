@@ -270,6 +270,13 @@ def test_registered_frames_are_handed_out_at_their_depth(cpu):
     assert kept.min() < 1e4, "the reference is cut out, not resampled"
 
 
+def test_which_is_named_first_does_not_matter_where_only_alpha_differs(cpu):
+    pixels = textured(64, 64)
+    faint, solid = (photo(pixels, alpha=np.full((64, 64), value, np.uint8)) for value in (0, 255))
+    found = [fuse_bracket(pair, tiny_model(1), cpu) for pair in ([faint, solid], [solid, faint])]
+    np.testing.assert_array_equal(*(fusion.photo.alpha for fusion in found))
+
+
 def test_near_and_far():
     def bracket_of(*scales):
         return [Registration(index=i, scale=s) for i, s in enumerate(scales)]

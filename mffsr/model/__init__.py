@@ -2,6 +2,7 @@
 
 from mffsr.model.fapn import FAPN, FapnConfig, FocusMaps
 from mffsr.model.joint import FN, JointModel
-from mffsr.model.srn import SCALES, SRN, SrnConfig, enlarge
+from mffsr.model.resize import enlarge
+from mffsr.model.srn import SCALES, SRN, SrnConfig
 
 __all__ = ["FAPN", "FN", "SCALES", "SRN", "FapnConfig", "FocusMaps", "JointModel", "SrnConfig", "enlarge"]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mffsr.model.blocks import crop, scaled, start_of, widened, within
 from mffsr.model.fapn import FAPN, FapnConfig, FocusMaps
 from mffsr.model.onednn import working_type
+from mffsr.model.resize import enlarge_bilinear
 from mffsr.model.srn import SRN, Decoder, SourceFeatures, SrnConfig
 from mffsr.tiles import Region, covering
 
@@ -75,7 +76,7 @@ class FN(nn.Module):
         """Return the mask-weighted sum of the sources' features and bases in a region, equation (15)."""
         scale = self.config.scale
         own = crop(masks, region)
-        weights = F.interpolate(own.float(), scale_factor=scale, mode="bilinear", align_corners=False)
+        weights = enlarge_bilinear(own.float(), scale)
         total = self._blank(own)  # first of all, or it would lie amid the memory of a source
         for index, source in enumerate(sources):
             for part in self._parts(masks[:, index], region) if gate else [region]:

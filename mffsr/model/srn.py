@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mffsr.allocator import make_room_for
@@ -39,9 +38,10 @@ from mffsr.model.blocks import (
     widened,
 )
 from mffsr.model.dense import DenseResidualBlock
+from mffsr.model.resize import enlarge, enlarge_bilinear
 from mffsr.tiles import Region
 
-__all__ = ["LIFTED_REACH", "SCALES", "SRN", "STEPS", "Decoder", "SourceFeatures", "SrnConfig", "enlarge"]
+__all__ = ["LIFTED_REACH", "SCALES", "SRN", "STEPS", "Decoder", "SourceFeatures", "SrnConfig"]
 
 LIFTED_REACH = 2  # of the deconvolutions and the bicubic enlargement, in low-resolution pixels
 NARROW_EVERY = 5  # blocks: oneDNN first makes code for every size that it convolves
@@ -94,11 +94,6 @@ class SrnConfig:
     def mean_reach(self) -> int:
         """How many pixels around those wanted SRN works on, about: fewer the nearer it comes to its end."""
         return (self.reach + self.upward_reach) // 2
-
-
-def enlarge(image: Tensor, scale: int) -> Tensor:
-    """Return the bicubic enlargement (a = −0.5, as Pillow and MATLAB) of (B, C, h, w), in float32."""
-    return F.interpolate(image.float(), scale_factor=scale, mode="bicubic", antialias=True)
 
 
 class Decoder(nn.Module):
@@ -165,9 +160,7 @@ class SRN(nn.Module):
             lifted = convolve(self.project, deep, *edges)
         region, (image, gradient, lifted) = narrowed(region, LIFTED_REACH, image, gradient, self.lift(lifted))
         up = self.deconv(lifted)  # (11), F^SRN
-        resized = F.interpolate(
-            gradient, scale_factor=self.config.scale, mode="bilinear", align_corners=False
-        ).to(up.dtype)
+        resized = enlarge_bilinear(gradient, self.config.scale).to(up.dtype)
         rows, columns = scaled(region, self.config.scale)
         features = concatenate(up, resized)[:, :, rows, columns]  # (12)
         return SourceFeatures(features, enlarge(image, self.config.scale)[:, :, rows, columns])

@@ -25,6 +25,7 @@ WIDER = 8  # of the pass that makes a narrow transition a wide one
 BLEND = (1, 2, 4)  # from plain to not plain
 WIDE_REACH = sum(NARROW) + WIDER
 NOISE = 1 / 255  # a standard deviation; less contrast than that is none
+NOTHING = 1e-20  # far below any sum of weights; that is 0 where no source has a mask nearby
 PLAIN = 5 / 255  # a gradient map below this is plain; from twice as much on it is not
 APART = 6  # pixels: detail that is nearer is seen
 TRANSITION_REACH = sum(WINDOW) + 1 + 1 + 2 + APART + sum(BLEND)  # of `transition`, by `_plainness`
@@ -42,9 +43,8 @@ def transition(masks: Tensor, sources: Sequence[Tensor]) -> Tensor:
     contrast = torch.cat([_contrast(*pair) for pair in zip(grays, smooth, strict=True)], 1)
     chosen = (_spread(masks, *WINDOW) * contrast).sum(1, keepdim=True)
     weights = softened * (contrast / chosen).clamp(max=1)
-    weights = weights / weights.sum(1, keepdim=True)
-    plain = _plainness(masks, smooth)
-    return torch.lerp(weights, _spread(softened, WIDER), plain) if plain.any() else weights
+    weights = weights / weights.sum(1, keepdim=True).clamp_min(NOTHING)
+    return torch.lerp(weights, _spread(softened, WIDER), _plainness(masks, smooth))
 
 
 def _contrast(gray: Tensor, smooth: Tensor) -> Tensor:

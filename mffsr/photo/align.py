@@ -134,7 +134,7 @@ def estimate(
         _refuse(index, names[index], _emptiness(proxy))
     _refuse(1, names[1], _misfit(moving, fixed))
     found = fit(moving, fixed, model, [] if initial is None else [np.asarray(initial, float)])
-    _refuse(1, names[1], _doubt(found, names[0]))
+    _refuse(1, names[1], _doubt(found, names[0], fixed.size))
     placed = _Placed(found, exposure_gain(moving, fixed, found.matrix))
     return _registration(placed, fixed.size, index=1, reference=0)
 
@@ -178,7 +178,7 @@ def register_bracket(
             raise error
         on_bad(error)
     if reference is None:
-        reference = _smallest_field(placed)
+        reference = _smallest_field(placed, size)
         placed = _rebase(placed, reference)
     return [_registration(placed[i], size, index=i, reference=reference) for i in sorted(placed)]
 
@@ -275,7 +275,7 @@ def _place_all(
             reason = _emptiness(proxy) or _misfit(proxy, fixed)
             if reason is None:
                 found = _place(proxy, trail, fixed, model)
-                reason = _doubt(found.fit, name)
+                reason = _doubt(found.fit, name, fixed.size)
             if reason is None:
                 trail = found
                 placed[index] = _Placed(found.fit, exposure_gain(proxy, fixed, found.fit.matrix))
@@ -292,13 +292,13 @@ def _place(proxy: Proxy, trail: _Trail, anchor: Proxy, model: Model) -> _Trail:
         direct = fit(proxy, anchor, model, [])
         return _Trail(proxy, direct, direct.matrix)
     step = fit(proxy, trail.proxy, model, [trail.pace])
-    if _doubt(step, "") is not None:
+    if _doubt(step, "", anchor.size) is not None:
         return _Trail(proxy, fit(proxy, anchor, model, [trail.fit.matrix]), np.eye(3))
     chained = step.matrix @ trail.fit.matrix
     chain = step._replace(matrix=chained / chained[2, 2], spread=math.hypot(step.spread, trail.fit.spread))
     direct = fit(proxy, anchor, model, [chain.matrix], features=False)
     apart = displacement(direct.matrix @ np.linalg.inv(chain.matrix), anchor.size)
-    if _doubt(direct, "") is not None or apart > 1 + 6 * math.hypot(chain.spread, direct.spread):
+    if _doubt(direct, "", anchor.size) is not None or apart > 1 + 6 * math.hypot(chain.spread, direct.spread):
         return _Trail(proxy, chain, step.matrix)  # neighbours share more than the ends of a bracket do
     share = direct.spread**2 / max(direct.spread**2 + chain.spread**2, 1e-12)
     matrix = share * chain.matrix + (1 - share) * direct.matrix
@@ -306,11 +306,12 @@ def _place(proxy: Proxy, trail: _Trail, anchor: Proxy, model: Model) -> _Trail:
     return _Trail(proxy, direct._replace(matrix=matrix, spread=spread), step.matrix)
 
 
-def _smallest_field(placed: dict[int, _Placed]) -> int:
+def _smallest_field(placed: dict[int, _Placed], size: tuple[int, int]) -> int:
     """The frame that sees least; the anchor, which is placed without error, where all see the same."""
     anchor = min(placed, key=lambda i: placed[i].fit.spread)
-    least = max(placed, key=lambda i: _similarity(placed[i].fit.matrix)[0])
-    return least if _similarity(placed[least].fit.matrix)[0] > SAME_FIELD else anchor
+    scales = {i: _similarity(placed[i].fit.matrix, size)[0] for i in placed}
+    least = max(scales, key=scales.__getitem__)
+    return least if scales[least] > SAME_FIELD else anchor
 
 
 def _rebase(placed: dict[int, _Placed], reference: int) -> dict[int, _Placed]:
@@ -335,8 +336,8 @@ def _registration(placed: _Placed, size: tuple[int, int], *, index: int, referen
         matrix = np.eye(3)
     if max(abs(g - 1) for g in gain) < SAME_GAIN:
         gain = (1.0,) * len(gain)
-    scale, rotation = _similarity(matrix)
-    centre = np.array([(size[0] - 1) / 2, (size[1] - 1) / 2, 1.0])
+    scale, rotation = _similarity(matrix, size)
+    centre = _centre(size)
     moved = matrix @ centre
     dx, dy = (moved[:2] / moved[2] - centre[:2]).tolist()
     result = Registration(matrix=matrix, gain=gain, shift=(dx, dy), rotation=rotation, scale=scale)
@@ -345,9 +346,15 @@ def _registration(placed: _Placed, size: tuple[int, int], *, index: int, referen
     )
 
 
-def _similarity(matrix: Matrix) -> tuple[float, float]:
-    """Scale and rotation in degrees of `matrix` at the origin."""
-    a = matrix[:2, :2]
+def _centre(size: tuple[int, int]) -> NDArray[np.float64]:
+    """The middle of a photo of `size` (width, height), as (x, y, 1)."""
+    return np.array([(size[0] - 1) / 2, (size[1] - 1) / 2, 1.0])
+
+
+def _similarity(matrix: Matrix, size: tuple[int, int]) -> tuple[float, float]:
+    """Scale and rotation in degrees of `matrix` in the middle of a photo of `size`: those of its Jacobian."""
+    x, y, w = matrix @ _centre(size)
+    a = (matrix[:2, :2] - np.outer((x / w, y / w), matrix[2, :2])) / w
     return math.sqrt(abs(np.linalg.det(a))), math.degrees(math.atan2(a[1, 0] - a[0, 1], a[0, 0] + a[1, 1]))
 
 
@@ -376,11 +383,11 @@ def _misfit(proxy: Proxy, reference: Proxy) -> str | None:
     return None
 
 
-def _doubt(found: Fit, reference: str) -> str | None:
+def _doubt(found: Fit, reference: str, size: tuple[int, int]) -> str | None:
     """Why `found` cannot be the place of a frame of the same scene; None where it can."""
     if found.ecc < MIN_ECC:
         return f"shows another scene than {reference} (correlation {found.ecc:.2f}, {MIN_ECC} expected)"
-    scale, _ = _similarity(found.matrix)
+    scale, _ = _similarity(found.matrix, size)
     if not 1 / MAX_SCALE <= scale <= MAX_SCALE:
         return f"has a field of view too different from that of {reference} (scale {scale:.2f})"
     if found.overlap < MIN_OVERLAP:

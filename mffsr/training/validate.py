@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mffsr.model import FAPN, FN
 from mffsr.model.joint import decide
-from mffsr.model.srn import enlarge
+from mffsr.model.resize import enlarge, enlarge_bilinear
 from mffsr.model.transition import transition
 from mffsr.training import degrade
 from mffsr.training.batches import validation_brackets
@@ -106,7 +106,7 @@ def fusion_scores(fapn: FAPN, network: FN, photos: Photos, masks: Tensor, count:
         image = network(frames, weights)
         low = (degrade.reduce_antialiased(batch.sharp, scale).clamp(0, 1) * 255).round() / 255
         ceiling = network((low,), torch.ones_like(first))
-        wide = F.interpolate(weights, scale_factor=scale, mode="bilinear", align_corners=False)
+        wide = enlarge_bilinear(weights, scale)
         bicubic = sum(w * enlarge(frame, scale) for w, frame in zip(wide.split(1, 1), frames, strict=True))
         scores = [psnr_y(x, batch.sharp, scale) for x in (image, ceiling, torch.as_tensor(bicubic))]
         found.append((*scores, ssim_y(image, batch.sharp, scale)))
