@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from mffsr.batch_record import Records, State, key_of
+from mffsr.batch_record import Found, Records, State, key_of
 from mffsr.errors import BracketError, ExistsError, MffsrError, PhotoError, UsageError
 from mffsr.photo import Photo, read_header, read_photo
 from mffsr.photo.brackets import Bracket
@@ -42,11 +42,15 @@ class Worker(Protocol[R]):
     def target(self, bracket: Bracket) -> Path:
         """Return where the result goes; called from a second thread."""
 
-    def complete(self, target: Path) -> bool:
-        """Return whether what belongs to a finished result beside its files is there, such as a report."""
+    def complete(self, output: Path) -> bool:
+        """Return whether what belongs to a finished output beside its files is there, such as a report."""
 
-    def compute(self, bracket: Bracket, target: Path, read: Reader, *, overwrite: bool) -> R | None:
-        """Return the result, not written yet; None where the target exists and is to be left alone."""
+    def compute(self, bracket: Bracket, target: Path, read: Reader, *, begun: Sequence[Path]) -> R | None:
+        """Return the result, not written yet; None where the target exists and is to be left alone.
+
+        `begun` are the files of an earlier run that was not finished, the output first: they, and no
+        others, are written anew.
+        """
 
     def files(self, result: R) -> list[Path]:
         """Return the files that `write` will write."""
@@ -178,11 +182,12 @@ class _Batch(Generic[R]):
             raise ahead.error
         target, key = ahead.target, ahead.key
         self.claims.claim(target, bracket)
-        if ahead.state is State.finished:
+        if ahead.found.state is State.finished:
             raise _Skipped("finished before with the same photos, options and weights")
         self._look_again(ahead)
         try:
-            result = self.worker.compute(bracket, target, ahead.read, overwrite=ahead.state is State.begun)
+            begun = ahead.found.files if ahead.found.state is State.begun else ()
+            result = self.worker.compute(bracket, target, ahead.read, begun=begun)
         except MffsrError as fault:
             self._look_again(ahead)
             if self.resume and isinstance(fault, ExistsError) and str(fault).startswith(f"{target}:"):
@@ -228,7 +233,7 @@ class _Batch(Generic[R]):
         if ahead.there or not os.path.lexists(ahead.target):
             return
         until = time.monotonic() + PATIENCE
-        while self.records.state(ahead.target, ahead.key) is not State.finished:
+        while self.records.find(ahead.target, ahead.key).state is not State.finished:
             if time.monotonic() > until:
                 raise PhotoError(
                     f"{ahead.target}: appeared while this bracket was at work, and was left as it is\n"
@@ -248,7 +253,7 @@ class _Ahead:
         self.target = Path()
         self.key = ""
         self.there = False  # whether the output existed before the record was looked at
-        self.state = State.unknown
+        self.found = Found(State.unknown)
         self.contents: dict[Path, Content] = {}
         self.error: Exception | None = None
         self._batch, self._bracket = batch, bracket
@@ -287,10 +292,11 @@ class _Ahead:
             found = [self.contents[photo] for photo in bracket.photos]
             self.key = key_of(bracket.photos, found, batch.options)
             if batch.resume:
-                self.state = batch.records.state(self.target, self.key, stop=self._stop.is_set)
-            if self.state is State.finished and not batch.worker.complete(self.target):
-                self.state = State.begun
-            if self.state is not State.finished:
+                self.found = batch.records.find(self.target, self.key, stop=self._stop.is_set)
+            state, files = self.found
+            if state is State.finished and not batch.worker.complete(files[0]):
+                self.found = Found(State.begun, files)
+            if self.found.state is not State.finished:
                 self._decode()
         except Exception as fault:  # noqa: BLE001 - raised again by the caller's thread
             self.error = fault

@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mffsr.errors import PhotoError
 from mffsr.photo import atomic_output
 from mffsr.photo.content import Content, content
 
-__all__ = ["FOLDER", "Records", "State", "key_of"]
+__all__ = ["FOLDER", "Found", "Records", "State", "key_of"]
 
 FOLDER = ".mffsr-batch"
 VERSION = 1
@@ -35,6 +35,13 @@ class State(Enum):
     unknown = "unknown"  # nothing, or it was changed since
     begun = "begun"  # what exists of it was written by us; something is missing
     finished = "finished"
+
+
+class Found(NamedTuple):
+    """A state, and the files of the record that tells it: the output, by the name it got, and its map."""
+
+    state: State
+    files: Sequence[Path] = ()
 
 
 def key_of(photos: Sequence[Path], contents: Sequence[Content], options: Mapping[str, Any]) -> str:
@@ -58,7 +65,7 @@ class Records:
             found |= {os.path.realpath(self.out / name) for name in self._load(path).get("files", {})}
         return found
 
-    def state(self, target: Path, key: str, *, stop: Callable[[], bool] = lambda: False) -> State:
+    def find(self, target: Path, key: str, *, stop: Callable[[], bool] = lambda: False) -> Found:
         """Compare an output with its record, be it complete or only begun."""
         for begun in (False, True):
             record = self._load(self._path(target, key, begun=begun))
@@ -66,12 +73,13 @@ class Records:
             present = [name for name in files if os.path.lexists(self.out / name)]
             if not present or not all(self._ours(name, record, stop) for name in present):
                 continue
+            paths = [self.out / name for name in files]
             if len(present) < len(files):
-                return State.begun
+                return Found(State.begun, paths)
             if begun:
-                self.finish(target, key, [self.out / name for name in files])
-            return State.finished
-        return State.unknown
+                self.finish(target, key, paths)
+            return Found(State.finished, paths)
+        return Found(State.unknown)
 
     def _ours(self, name: str, record: Mapping[str, Any], stop: Callable[[], bool]) -> bool:
         """Whether a file is as this record's batch wrote it."""

@@ -422,13 +422,13 @@ class Copier:
     def target(self, bracket):
         return self.out / f"{bracket.name}.jpg"
 
-    def complete(self, target):
+    def complete(self, output):
         return True
 
-    def compute(self, bracket, target, read, *, overwrite):
+    def compute(self, bracket, target, read, *, begun):
         for photo in bracket.photos:
             read(photo)
-        return target, Path(bracket.photos[0]).read_bytes(), overwrite
+        return target, Path(bracket.photos[0]).read_bytes(), bool(begun)
 
     def files(self, result):
         return [result[0]]
@@ -502,14 +502,14 @@ def test_one_bracket_is_decoded_ahead_within_its_allowance(brackets, copier, mon
 def test_an_output_that_appears_meanwhile(brackets, copier, monkeypatch, refuses):
     plain = copier.compute
 
-    def meanwhile(bracket, target, read, *, overwrite):
+    def meanwhile(bracket, target, read, *, begun):
         if bracket.name == "b2":
             target.write_bytes(b"another's")
         if bracket.name == "b3":
             assert run(brackets, Copier(copier.out), resume=True)[2][0] == "done"
             if refuses:
                 raise PhotoError("exists already")
-        return plain(bracket, target, read, overwrite=overwrite)
+        return plain(bracket, target, read, begun=begun)
 
     monkeypatch.setattr(copier, "compute", meanwhile)
     monkeypatch.setattr("mffsr.batch.PATIENCE", 0.1)
@@ -606,6 +606,37 @@ def test_a_failing_second_file_is_told_and_resume_goes_on(brackets, tmp_path):
     assert [event for event, _, _ in run(brackets, mapper, resume=True)] == ["skipped", "done", "skipped"]
     assert (mapper.out / "b2.map").read_bytes() == b"map"
     assert not list((mapper.out / FOLDER).glob("*.begun.json"))
+
+
+@pytest.mark.parametrize("later", ["rename", "error"])
+def test_resume_redoes_its_own_renamed_output_and_no_other_file(mffsr, copied, tmp_path, later):
+    shutil.rmtree(copied / "b2")
+    shutil.rmtree(copied / "b3")
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("b1_x1.jpg", "b1_m.png"):
+        (out / name).write_bytes(b"mine")
+
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+    arguments = ["batch", copied, "-o", out, "-s", 1, "--focus-map", "{bracket}_m.png", "--json"]
+    assert outcome(mffsr(*arguments, "--on-exists", "rename")) == [("done", "b1")]
+    made = files()
+    assert len(made) == 5
+    (out / "b1_m-2-preview.png").unlink()
+    arguments += ["--on-exists", later, "--resume"]
+    assert outcome(mffsr(*arguments)) == [("done", "b1")]
+    assert files() == made
+    arguments += ["--on-exists", "error", "--report", tmp_path / "r.html"]
+    assert outcome(mffsr(*arguments)) == [("done", "b1")]
+    assert outcome(mffsr(*arguments)) == [("skipped", "b1")]
+    assert files() == made
+    page = next((tmp_path / "r").rglob("*.html"))
+    page.write_bytes(b"my notes")
+    assert outcome(mffsr(*arguments)) == [("failed", "b1")]
+    assert page.read_bytes() == b"my notes"
+    assert files() == made
 
 
 def test_an_input_is_known_by_any_capitals_where_those_do_not_matter(monkeypatch, tmp_path):

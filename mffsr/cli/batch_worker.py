@@ -19,6 +19,8 @@ from mffsr.cli.outputs import check_outputs, default_suffix
 from mffsr.cli.reports import BatchReport, Report, making_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mffsr.batch import Reader
     from mffsr.device import Runtime
     from mffsr.engine import Fusion
@@ -107,19 +109,22 @@ class Fuser:
         """Return where the photo of a bracket goes."""
         return target_of(self.options, bracket)
 
-    def complete(self, target: Path) -> bool:
+    def complete(self, output: Path) -> bool:
         """Return whether the report of a finished photo is there, if one is asked for."""
         from mffsr.report import is_ours
 
         report = self.options.report
-        return report is None or is_ours(report.page(target, self.options.out))
+        return report is None or is_ours(report.page(output, self.options.out))
 
-    def compute(self, bracket: Bracket, target: Path, read: Reader, *, overwrite: bool) -> _Done | None:
+    def compute(self, bracket: Bracket, target: Path, read: Reader, *, begun: Sequence[Path]) -> _Done | None:
         """Check and fuse a bracket; None where the output exists and is to be skipped."""
         started = time.perf_counter()
         options, console = self.options, BracketConsole(self.console, bracket.name)
-        on_exists = OnExists.overwrite if overwrite else options.on_exists
+        on_exists = options.on_exists
         focus_map = map_of(options, bracket)
+        if begun:
+            on_exists = OnExists.overwrite
+            target, focus_map = begun[0], begun[1] if focus_map is not None else None
         for path in (target, focus_map or target):
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -159,7 +164,7 @@ class Fuser:
         page = asked.page(job.output, self.options.out)
         page.parent.mkdir(parents=True, exist_ok=True)
         check_outputs([*job.outputs, page], job.photos)
-        overwrite = job.overwrite or asked.may_replace(page)
+        overwrite = self.options.on_exists is OnExists.overwrite or asked.may_replace(page)
         resolve_target(page, overwrite=overwrite)
         return Report(page, job.scale, self.making, overwrite=overwrite)
 
