@@ -22,7 +22,7 @@ from mffsr import __version__
 from mffsr.errors import BracketError, UsageError
 from mffsr.events import Events
 from mffsr.frames import Frame, FrameStore
-from mffsr.photo import Photo, Pixels, output_metadata, read_photo, with_depth
+from mffsr.photo import Photo, Pixels, fill_transparent, output_metadata, read_photo, with_depth
 from mffsr.photo.align import (
     MODELS,
     ForeignFrameError,
@@ -109,13 +109,15 @@ def read_stack(sources: Sequence[Source], frames: FrameStore, alphas: FrameStore
         _check_alike(photo, index, size, heads)
         if index and (photo.alpha is None) == (len(alphas) > 0):
             raise BracketError("some photos have transparency, others have none\nexport all alike")
-        frames.put(index, photo.pixels, borrowed=held)
+        pixels = photo.pixels
         if photo.alpha is not None:
+            pixels = fill_transparent(pixels, photo.alpha)
             alphas.put(index, photo.alpha[:, :, None], borrowed=held)
+        frames.put(index, pixels, borrowed=held and pixels is photo.pixels)
         heads.append(
             replace(photo, pixels=np.zeros((1, 1, photo.pixels.shape[2]), photo.pixels.dtype), alpha=None)
         )
-        digests.append(_digest(photo.pixels, photo.alpha))
+        digests.append(_digest(pixels, photo.alpha))
         events.progress("read", index + 1, len(sources))
     stack = Stack(
         frames=frames, alphas=alphas, heads=heads, digests=digests, size=size, order=list(range(len(sources)))

@@ -135,6 +135,24 @@ def test_no_output_replaces_an_input_or_another_output(quick, folder, arguments,
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
+def test_a_glob_in_quotes_stands_for_the_photos_as_a_folder_does(quick, folder):
+    Path("notes.txt").write_text("sharp")
+    Path("sub.jpg").mkdir()
+    result = quick("*", "-s", 1, "-n", "-o", "o.png")
+    assert result.exit_code == 0, result.stderr
+    result = quick("n*", "-s", 1, "-n", "-o", "o.png")  # nothing else matches
+    assert result.exit_code == 2
+    assert "1 photo given" in result.stderr
+
+
+def test_registered_photos_go_into_no_folder_that_is_closed(quick, folder, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed")
+    Path("closed").mkdir()
+    result = quick("a.jpg", "b.jpg", "-s", 1, "-n", "-o", "o.png", "--save-aligned", "closed/al")
+    assert result.exit_code == 1
+    assert "closed/al: no permission to write into closed\nchoose another folder" in result.stderr
+
+
 def test_a_second_run_renames_all_that_it_writes(quick, folder):
     everything = [
         "-s",

@@ -206,3 +206,26 @@ def test_cut_or_empty_raw_is_refused(tmp_path: Path) -> None:
     overexposed[60:] = 65535
     write_dng(path, overexposed)
     assert read_photo(path).size == (64, 96)
+
+
+SRGB = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+ADOBE = struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "told"),
+    [
+        ([(b"gAMA", struct.pack(">I", 45455)), (b"cHRM", SRGB)], False),
+        ([(b"gAMA", struct.pack(">I", 100000))], True),
+        ([(b"gAMA", struct.pack(">I", 45455)), (b"cHRM", ADOBE)], True),
+        ([(b"sRGB", b"\0"), (b"cHRM", ADOBE)], False),
+        ([(b"gAMA", b"?")], False),
+    ],
+)
+def test_a_png_whose_colours_no_profile_describes(tmp_path: Path, chunks: list, told: bool) -> None:
+    head = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
+    pixels = (b"IDAT", zlib.compress(b"\0abc"))
+    write_chunks(tmp_path / "x.png", [(b"IHDR", head), *chunks, pixels, (b"IEND", b"")])
+    warnings: list[str] = []
+    read_photo(tmp_path / "x.png", warn=warnings.append)
+    assert any("gAMA and cHRM" in text for text in warnings) == told

@@ -91,6 +91,12 @@ def test_a_target_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> N
     assert names(tmp_path) == {"x.bin"}
 
 
+def test_a_link_into_a_missing_folder_names_it(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere" / "x.png")
+    with pytest.raises(PhotoError, match=r"link\.png: .*the folder \S*nowhere does not exist"):
+        write_photo(full_photo(), tmp_path / "link.png")
+
+
 def test_a_symlink_is_followed(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link.png").symlink_to(tmp_path / "real" / "x.png")

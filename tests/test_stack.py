@@ -270,6 +270,28 @@ def test_registered_frames_are_handed_out_at_their_depth(cpu):
     assert kept.min() < 1e4, "the reference is cut out, not resampled"
 
 
+@pytest.mark.parametrize("erased", [0, 255])
+def test_no_rim_of_what_was_erased_around_a_cut_out(erased, cpu):
+    alpha = np.zeros((64, 64), np.uint8)
+    alpha[16:48, 16:48] = 255
+    frames = []
+    for seed in (0, 1):
+        pixels = textured(64, 64, seed) // 4 + 120
+        pixels[alpha == 0] = erased
+        frames.append(photo(pixels, alpha=alpha))
+    with FrameStore(2) as store, FrameStore(2) as alphas:
+        stack = read_stack(frames, store, alphas, Events())
+        for number, frame in enumerate(frames):
+            kept = stack.frames.whole(number)
+            assert 120 <= kept.min() <= kept.max() < 190
+            np.testing.assert_array_equal(kept[alpha > 0], frame.pixels[alpha > 0])
+            np.testing.assert_array_equal(kept[:16, 16:48], frame.pixels[16:17, 16:48].repeat(16, 0))
+    hidden = photo(textured(64, 64), alpha=alpha)
+    with FrameStore(2) as store, FrameStore(2) as alphas:
+        stack = read_stack([hidden, hidden], store, alphas, Events())
+        np.testing.assert_array_equal(stack.frames.whole(0), hidden.pixels)
+
+
 def test_which_is_named_first_does_not_matter_where_only_alpha_differs(cpu):
     pixels = textured(64, 64)
     faint, solid = (photo(pixels, alpha=np.full((64, 64), value, np.uint8)) for value in (0, 255))

@@ -53,7 +53,7 @@ class _Signals:
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.last = number
         if _loading("torch"):  # an exception there would abort the process; nothing has been written yet
-            os.write(2, b"error: interrupted\n")
+            os.write(2, b"error: terminated\n" if number == signal.SIGTERM else b"error: interrupted\n")
             os._exit(128 + number)
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 

@@ -195,10 +195,15 @@ def _results(own: Sequence[Path]) -> set[str]:
 
 
 def _matching(pattern: str, skip: set[str]) -> list[Path]:
-    """Return the photos that match a glob; earlier results only where nothing else does."""
-    from mffsr.photo.brackets import named_as_result
+    """Return the photos that match a glob; earlier results only where nothing else does.
 
-    matches = [Path(match) for match in sorted(glob.glob(pattern), key=natural)]
+    Files named as no photo count where nothing else matches.
+    """
+    from mffsr.photo.brackets import named_as_result
+    from mffsr.photo.capture import SUFFIXES
+
+    files = [path for match in sorted(glob.glob(pattern), key=natural) if not (path := Path(match)).is_dir()]
+    matches = [path for path in files if path.suffix.lower() in SUFFIXES] or files
     if not matches:
         raise PhotoError(f"{pattern}: no photo matches")
     fresh = [path for path in matches if not named_as_result(path) and os.path.realpath(path) not in skip]
@@ -337,6 +342,8 @@ def _check_aligned(job: Job) -> None:
         raise UsageError(f"{folder}: is no folder")
     elif not folder.parent.is_dir():
         raise PhotoError(f"{folder}: the folder above it does not exist")
+    elif not os.access(folder.parent, os.W_OK | os.X_OK):
+        raise PhotoError(f"{folder}: no permission to write into {folder.parent}\nchoose another folder")
 
 
 def _check_disk(target: Path, size: tuple[int, int], channels: int, bits: int) -> None:

@@ -54,9 +54,9 @@ def resolve_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> 
                 f"{path}: cannot be written: no permission to write into {folder}\nchoose another folder"
             )
     except FileNotFoundError:
+        missing = target.parent if path.is_symlink() else path.parent
         raise PhotoError(
-            f"{path}: cannot be written: the folder {path.parent} does not exist\n"
-            "create it, or choose another"
+            f"{path}: cannot be written: the folder {missing} does not exist\ncreate it, or choose another"
         ) from None
     except OSError as fault:
         raise PhotoError(f"{path}: cannot be written: {_reason(fault)}") from fault

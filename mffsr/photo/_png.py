@@ -23,6 +23,9 @@ _XMP_KEYWORD = b"XML:com.adobe.xmp"
 _CHANNELS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}
 _DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
 # Adam7: first column, first row, column step, row step of each pass (PNG, section 8.2).
+_SRGB_GAMMA = (45455,)  # these in 1/100000
+_SRGB_CHROMATICITIES = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+_ROUNDED = 500  # programs round them in different places
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
@@ -128,6 +131,8 @@ def decode(stream: BinaryIO, warn: Warn) -> Decoded:
     )
     for chunk in chunks:
         _take_metadata(chunk, result, warn)
+    if _has_colours_of_its_own(chunks):
+        warn("its colours are described by gAMA and cHRM instead of a profile; they are read as sRGB")
     return result
 
 
@@ -214,6 +219,19 @@ def _take_metadata(chunk: _Chunk, result: Decoded, warn: Warn) -> None:
             warn("its colours are described by code points instead of a profile; they are read as sRGB")
     except (ValueError, IndexError, zlib.error) as fault:
         warn(f"the metadata chunk {kind.decode('latin-1')} is damaged and left out ({fault})")
+
+
+def _has_colours_of_its_own(chunks: list[_Chunk]) -> bool:
+    """Whether gAMA or cHRM differ from sRGB's, and no chunk stands above them (PNG 4.3)."""
+    if {b"cICP", b"iCCP", b"sRGB"} & {chunk.kind for chunk in chunks}:
+        return False
+    for kind, data in chunks:
+        usual = {b"gAMA": _SRGB_GAMMA, b"cHRM": _SRGB_CHROMATICITIES}.get(kind, ())
+        if usual and len(data) == 4 * len(usual):
+            stated = struct.unpack(f">{len(usual)}I", data)
+            if any(abs(one - other) > _ROUNDED for one, other in zip(stated, usual, strict=True)):
+                return True
+    return False
 
 
 def _international_text(data: bytes) -> bytes:
