@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from mffsr.checkpoint import load_model
 from mffsr.cli.app import app
 from mffsr.errors import PhotoError
-from mffsr.photo import Photo, read_header, read_photo, with_depth
+from mffsr.photo import Photo, fill_transparent, read_header, read_photo, with_depth
 from mffsr.photo._ifd import Exif, parse_exif
 from mffsr.render import render
 
@@ -103,7 +103,8 @@ def test_fused_with_itself(entry: dict[str, Any], tmp_path: Path, tiny_weights: 
     assert fused.icc == photo.icc
     model = cpu.place(load_model(scale, str(tiny_weights))[0])
     nowhere = np.zeros((height, width), np.uint16)
-    alone = render(model, [photo.pixels], nowhere, cpu, tile=512, depth=photo.bit_depth).pixels
+    pixels = photo.pixels if photo.alpha is None else fill_transparent(photo.pixels, photo.alpha)
+    alone = render(model, [pixels], nowhere, cpu, tile=512, depth=photo.bit_depth).pixels
     assert np.abs(alone.astype(int) - fused.pixels).max() <= 1  # tiles of another size round otherwise
     if photo.bit_depth == 16 and np.unique(photo.pixels).size > 256:
         assert np.unique(fused.pixels).size > 256

@@ -13,12 +13,12 @@ __all__ = ["fill_transparent"]
 def fill_transparent(pixels: Pixels, alpha: Pixels) -> Pixels:
     """Return H×W×C pixels whose erased ones have the colour of the nearest other: no filter draws a dark rim.
 
-    Erased is what is transparent (`alpha` H×W is 0) and black or white, as programs leave it. A picture under
-    the transparency stays.
+    Erased is what is transparent (`alpha` H×W is 0), if all of it has one colour, as programs leave it. A
+    picture under the transparency stays.
     """
-    blank = (pixels == 0).all(2) | (pixels == np.iinfo(pixels.dtype).max).all(2)
-    erased = (alpha == 0) & blank
-    if not erased.any() or erased.all():
+    erased = alpha == 0
+    under = pixels[erased]
+    if not len(under) or erased.all() or (under != under[0]).any():
         return pixels
     _, nearest = cv2.distanceTransformWithLabels(
         erased.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
