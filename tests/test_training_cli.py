@@ -420,6 +420,44 @@ def test_two_processes_are_one_with_the_doubled_batch_and_fail_together(folder: 
         assert message in err
 
 
+PARTING = """
+import os
+import sys
+from pathlib import Path
+import torch
+from mffsr.errors import TrainingError
+from mffsr.training.processes import join
+processes = join(torch.device("cpu"))
+weight = torch.nn.Parameter(torch.zeros(3))
+weight.grad = torch.ones(3)
+torch.optim.Adam([weight]).step()
+processes.average_gradients([weight], torch.ones(()))
+if sys.argv[1] == "together":
+    processes.leave()
+elif processes.rank == 1:
+    os._exit(0)
+else:
+    try:
+        processes.any(False)
+    except TrainingError as error:
+        print(str(error).splitlines()[0])
+print(sorted(thread.joinpath("comm").read_text() for thread in Path("/proc/self/task").iterdir()))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for its threads")
+@pytest.mark.parametrize("how", ["together", "left alone"])
+def test_no_thread_of_the_group_outlives_it(how: str) -> None:
+    pair = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port(), "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, "-c", PARTING, how]
+    both = [start(script, RANK=str(rank), **pair) for rank in range(2)]
+    ended = [finish(process) for process in both]
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert ("another process" in ended[0][1]) == (how == "left alone")
+    assert "python" in ended[0][1]
+    assert "gloo" not in ended[0][1].splitlines()[-1]
+
+
 def test_what_one_process_cannot_do_all_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     def gather(messages: list[object], mine: object) -> None:
         messages[:] = [mine, (True, "rank 1: no photographs")]

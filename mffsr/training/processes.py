@@ -7,6 +7,7 @@ to go on is agreed on before each step: a signal may reach one process only, and
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ def _partners() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if dist.is_initialized():
+            dist.destroy_process_group()  # while Python runs: its threads free tensors
         raise TrainingError(
             f"another process of this training has ended ({str(error).splitlines()[0][:120]})\n"
             "its own message says why; what was saved last is kept, go on with --resume"
@@ -99,6 +102,11 @@ def join(device: torch.device) -> Processes:
         return Processes()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # An optimiser's first step imports this, and its functions' defaults keep the group that there is then.
+    # That group's threads outlived `leave`: they free tensors, and where they did so while the interpreter
+    # was ending, the process ended by SIGABRT.
+    importlib.import_module("torch.distributed.nn")
+
     with _partners():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return Processes(rank=int(os.environ["RANK"]), count=count)
