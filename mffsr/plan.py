@@ -17,7 +17,7 @@ from mffsr.limits import SMALLEST_TILE
 from mffsr.model import JointModel
 from mffsr.model.joint import DECODER_REACH
 from mffsr.model.srn import LIFTED_REACH
-from mffsr.model.transition import TRANSITION_REACH
+from mffsr.model.transition import BAND_REACH
 from mffsr.tiles import tiles
 
 __all__ = ["LARGEST_TILE", "Plan", "memory_of", "plan_tiles", "rough_seconds"]
@@ -133,7 +133,7 @@ def _costs(runtime: Runtime, model: JointModel) -> tuple[_Cost, _Cost]:
     fapn = model.fapn.config
     focus = _Cost(fapn.halo, width * 520, fapn.mean_reach, 0, 0)
     if model.fn is None:
-        return focus, _Cost(TRANSITION_REACH, width * 428, TRANSITION_REACH, 0, 0)
+        return focus, _Cost(BAND_REACH, width * 428, BAND_REACH, 0, 0)
     fn = model.fn.config
     features = width * (fn.features + 1) * 4 * fn.scale**2  # at high resolution
     later = DECODER_REACH + LIFTED_REACH

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -17,9 +17,16 @@ from mffsr.errors import DeviceError, MffsrError
 from mffsr.focus_map import Labels
 from mffsr.frames import Frame, row_blocks
 from mffsr.model import JointModel
-from mffsr.model.blocks import scaled, widened
+from mffsr.model.blocks import narrowed, scaled, widened
 from mffsr.model.joint import DECODER_REACH
-from mffsr.model.transition import TRANSITION_REACH, transition
+from mffsr.model.transition import (
+    BAND_REACH,
+    TRANSITION_REACH,
+    coarse_band,
+    passing,
+    transition,
+    with_band,
+)
 from mffsr.photo import Pixels
 from mffsr.tiles import Region, Span, Tile, tiles
 
@@ -65,52 +72,68 @@ def render(
             f"not enough memory for a picture of {width * scale}×{height * scale} pixels\n"
             "close other programs, or enlarge less"
         ) from None
-    reach = max(model.fn.reach if model.fn is not None else 0, TRANSITION_REACH + DECODER_REACH)
+    reach = max(model.reach + BAND_REACH, DECODER_REACH + TRANSITION_REACH)
     plan = list(tiles(height, width, tile, reach))
     run = 0
     for done, part in enumerate(plan, 1):
-        sources = _near(labels, part) if gate else list(range(len(frames)))
-        core, needed = _render_tile(
-            model, [frames[i] for i in sources], sources, labels, part, runtime, gate=gate
-        )
+        core, needed = _render_tile(model, frames, labels, part, runtime, gate=gate)
         run += needed
         out[scaled(part.core, scale)] = _to_pixels(core, dtype, channels)
         progress(done, len(plan))
     return Rendered(out, run, len(plan) * len(frames))
 
 
-def _near(labels: Labels, part: Tile) -> list[int]:
-    """Return the frames that the masks of a tile's core depend on, and the decoder's reach around it."""
-    margin = TRANSITION_REACH + DECODER_REACH
-    rows, columns = (slice(max(0, s.start - margin), s.stop + margin) for s in part.core)
-    return [int(label) for label in np.unique(labels[rows, columns])]
-
-
 def _render_tile(
-    model: JointModel,
-    frames: Sequence[Frame],
-    sources: Sequence[int],
-    labels: Labels,
-    part: Tile,
-    runtime: Runtime,
-    *,
-    gate: bool,
+    model: JointModel, frames: Sequence[Frame], labels: Labels, part: Tile, runtime: Runtime, *, gate: bool
 ) -> tuple[torch.Tensor, int]:
     """Return the core of one tile, (1, 3, s·h, s·w) float32, and of how many frames it is made."""
     left, right, top, bottom = border = _border(part, labels.shape) if model.scale > 1 else (0, 0, 0, 0)
-    images = [F.pad(to_tensor(frame[part.outer], runtime), border, mode="reflect") for frame in frames]
     own = np.pad(labels[part.outer], ((top, bottom), (left, right)), mode="reflect")
-    binary = np.stack([own == source for source in sources]).astype(np.float32)
-    masks = torch.from_numpy(binary).to(runtime.device)[None]
+    chosen = np.unique(own).tolist() if gate else range(len(frames))
+    binary = np.stack([own == index for index in chosen]).astype(np.float32)
     rows, columns = part.inner
     core = slice(rows.start + top, rows.stop + top), slice(columns.start + left, columns.stop + left)
     with torch.inference_mode():
-        # Alone within reach of the core, a frame has all of the mask there.
-        masks = transition(masks, images) if len(frames) > 1 else torch.ones_like(masks)
+        masks = torch.from_numpy(binary).to(runtime.device)[None]
+        sources = (
+            F.pad(to_tensor(frames[index][part.outer], runtime), border, mode="reflect") for index in chosen
+        )
+        images, masks = _joined(sources, masks, _near(masks, core) if gate else [True] * len(chosen))
         if gate:
             images, masks = _without_absent(images, masks, core)
+        core, (masks, *images) = narrowed(core, model.reach, masks, *images)
         with runtime.autocast():
             return model.render(images, masks, core, gate=gate), len(images)
+
+
+def _near(masks: torch.Tensor, core: Region) -> list[bool]:
+    """Tell on which of the binary masks (1, n, h, w) the weights of the core depend, and around it D2's."""
+    (rows, columns), _ = widened(core, TRANSITION_REACH + DECODER_REACH, masks)
+    return [bool(there) for there in masks[0, :, rows, columns].amax((1, 2)).gt(0)]
+
+
+def _joined(
+    sources: Iterable[torch.Tensor], masks: torch.Tensor, near: Sequence[bool]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Make sources (1, 3, h, w) and binary masks (1, n, h, w) pass into each other.
+
+    Returns those of the sources that are `near`, and their weights. Of the others no more than one is in
+    memory at a time.
+    """
+    if len(near) == 1:
+        return list(sources), torch.ones_like(masks)
+    bands, common = passing(masks), torch.zeros_like(masks[:, :1])
+    images, coarse = [], []
+    for index, image in enumerate(sources):
+        band = coarse_band(image)
+        common = torch.addcmul(common, bands[:, index : index + 1], band)
+        if near[index]:
+            images.append(image)
+            coarse.append(band)
+    masks = masks[:, near]
+    # Alone within reach of the core, a frame has all of the mask there.
+    weights = transition(masks, images) if len(images) > 1 else torch.ones_like(masks)
+    return [with_band(image, band, common) for image, band in zip(images, coarse, strict=True)], weights
 
 
 def _without_absent(

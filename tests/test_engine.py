@@ -101,6 +101,21 @@ def test_wide_transitions_are_tiled_and_gated_exactly(scale, cpu):
         assert middle.max() - middle.min() > 8
 
 
+@pytest.mark.parametrize("scale", [1, 3])
+def test_bands_are_tiled_and_gated_exactly(scale, cpu):
+    model = tiny_model(scale)
+    dark = textured(150, 210) // 4
+    frames = [dark, dark + 60, cv2.GaussianBlur(dark, (0, 0), 3) + 25]
+    y, x = np.mgrid[:150, :210]
+    labels = ((x + y // 3 > 118) + 2 * (x < 64)).clip(0, 2).astype(np.uint16)
+    whole, tiled, ungated = (
+        render(model, frames, labels, cpu, tile=tile, depth=16, gate=gate).pixels
+        for tile, gate in ((512, True), (64, True), (64, False))
+    )
+    assert difference(tiled, whole) <= 2
+    assert difference(ungated, whole) <= 2
+
+
 def test_fusion_alone_takes_every_pixel_from_its_frame(cpu):
     near, far, sharp, mask = bracket(90, 120)
     out = render(tiny_model(1), [near, far], (1 - mask).astype(np.uint16), cpu, tile=64, depth=8).pixels

@@ -27,7 +27,15 @@ from mffsr.model.fapn import FR
 from mffsr.model.joint import decide
 from mffsr.model.resize import enlarge_bilinear
 from mffsr.model.srn import SCALES, SRN, STEPS
-from mffsr.model.transition import TRANSITION_REACH, WIDE_REACH, transition
+from mffsr.model.transition import (
+    BAND_REACH,
+    TRANSITION_REACH,
+    WIDE_REACH,
+    coarse_band,
+    passing,
+    transition,
+    with_band,
+)
 from mffsr.tiles import Tile, span
 
 
@@ -197,6 +205,23 @@ def test_nothing_beyond_its_reach_matters_to_a_transition(seed: int, columns: in
     found = transition(near[0], near[1:])
     inner = (slice(None), slice(None), *(slice(TRANSITION_REACH, -TRANSITION_REACH),) * 2)
     assert torch.equal(found[inner], part(transition(masks, sources), 0))
+
+
+def test_what_is_coarse_passes_over_more_widely_where_it_is_seen():
+    masks, detail = halves(60), 0.02 * noise(80, 120)
+    dark, shining = 0.2 + detail, 0.3 + detail
+    coarse = [coarse_band(source) for source in (dark, shining)]
+    common = sum(m * c for m, c in zip(passing(masks).split(1, 1), coarse, strict=True))
+    first, second = (with_band(s, c, common) for s, c in zip((dark, shining), coarse, strict=True))
+    torch.testing.assert_close(first[..., 60], second[..., 60], rtol=0, atol=0.03)
+    assert torch.equal(first[..., : 60 - BAND_REACH], dark[..., : 60 - BAND_REACH])
+    assert torch.equal(second[..., 60 + BAND_REACH :], shining[..., 60 + BAND_REACH :])
+    torch.testing.assert_close(first.diff(), dark.diff(), rtol=0, atol=0.01)
+    fused = torch.cat((first[..., :60], second[..., 60:]), 3) - detail
+    assert fused.diff().abs().max() < 0.03 < 0.1, "no outline"
+    faint = 0.2 + 0.015 + detail
+    band = coarse_band(faint)
+    assert torch.equal(with_band(dark, coarse[0], (coarse[0] + band) / 2), dark), "not to be seen: as it was"
 
 
 def test_decision_prefers_the_first_on_a_tie():

@@ -124,6 +124,11 @@ class JointModel(nn.Module):
         """Enlargement: 1 (fusion alone), 2, 3 or 4."""
         return self.fn.config.scale if self.fn is not None else 1
 
+    @property
+    def reach(self) -> int:
+        """Radius in source pixels beyond which neither a source nor a mask influences a pixel of `render`."""
+        return self.fn.reach if self.fn is not None else 0
+
     def focus(self, image1: Tensor, image2: Tensor, wanted: Region | None = None) -> FocusMaps:
         """Return M1 and M2, (B, 1, h, w) in [0, 1], of two images (B, 3, h, w) in [0, 1].
 

@@ -1,9 +1,13 @@
 """From binary masks to weights: how one source passes into another at a border.
 
-Over sixteen pixels, in which a source weighs less the more contrast the chosen one has than it: what is sharp
-stays so up to the border, and what both show as well is mixed. Where the picture is plain on both sides, over
-thirty. There a narrow border shows as a line, since the blur of things nearby tints one source and not the
-other, and there is no detail that a wide one could soften or double.
+Detail does over sixteen pixels, in which a source weighs less the more contrast the chosen one has than it:
+what is sharp stays so up to the border, and what both show as well is mixed. Where the picture is plain on
+both sides, over thirty. There a narrow border shows as a line, since the blur of things nearby tints one
+source and not the other, and there is no detail that a wide one could soften or double.
+
+What is coarser than detail does over some forty pixels wherever it is visibly another (two bands of a
+multiresolution spline, P. Burt and E. Adelson 1983, doi 10.1145/245.247). Around an edge that a source blurs
+it shines as far as the blur reaches, beyond the narrow border, which else is the outline of that shine.
 """
 
 from __future__ import annotations
@@ -16,7 +20,15 @@ from torch import Tensor
 
 from mffsr.model.blocks import gradient_map
 
-__all__ = ["TRANSITION_REACH", "WIDE_REACH", "transition"]
+__all__ = [
+    "BAND_REACH",
+    "TRANSITION_REACH",
+    "WIDE_REACH",
+    "coarse_band",
+    "passing",
+    "transition",
+    "with_band",
+]
 
 # Pixels between those that are weighted 1-2-1, pass by pass.
 WINDOW = (1, 1)  # that contrast and detail are seen through: a binomial 5×5 filter
@@ -29,6 +41,10 @@ NOTHING = 1e-20  # far below any sum of weights; that is 0 where no source has a
 PLAIN = 5 / 255  # a gradient map below this is plain; from twice as much on it is not
 APART = 6  # pixels: detail that is nearer is seen
 TRANSITION_REACH = sum(WINDOW) + 1 + 1 + 2 + APART + sum(BLEND)  # of `transition`, by `_plainness`
+COARSE = (1, 2, 4, 8)  # of the coarse band
+PASSING = (1, 2, 4, 8, 8)  # of the masks that coarse bands pass by
+SEEN = 5 / 255  # a change of the coarse band by this is not seen, one of twice as much is
+BAND_REACH = sum(PASSING) + sum(BLEND)  # of all three: `coarse_band`, `passing` and `with_band`
 
 
 def transition(masks: Tensor, sources: Sequence[Tensor]) -> Tensor:
@@ -45,6 +61,26 @@ def transition(masks: Tensor, sources: Sequence[Tensor]) -> Tensor:
     weights = softened * (contrast / chosen).clamp(max=1)
     weights = weights / weights.sum(1, keepdim=True).clamp_min(NOTHING)
     return torch.lerp(weights, _spread(softened, WIDER), _plainness(masks, smooth))
+
+
+def coarse_band(source: Tensor) -> Tensor:
+    """Return what is coarser than detail in a source, both (B, 3, h, w) in [0, 1]."""
+    return _spread(source, *COARSE)
+
+
+def passing(masks: Tensor) -> Tensor:
+    """Return the weights of the coarse bands in their sum, the common band, for binary masks (B, n, h, w)."""
+    return _spread(masks, *PASSING)
+
+
+def with_band(source: Tensor, coarse: Tensor, common: Tensor) -> Tensor:
+    """Return a source with the common band, where that is seen, instead of its own; all (B, 3, h, w).
+
+    It stays as it is farther than `BAND_REACH` from the mask of any other source.
+    """
+    change = common - coarse
+    seen = (change.abs().amax(1, keepdim=True) / SEEN - 1).clamp(0, 1)
+    return torch.addcmul(source, change, _spread(seen, *BLEND))
 
 
 def _contrast(gray: Tensor, smooth: Tensor) -> Tensor:
