@@ -141,9 +141,10 @@ def compare(
                 make_room_for(image1.nbytes)
                 with torch.inference_mode(), runtime.autocast():
                     found = _read(model.focus(image1, image2, part.inner))
+                counts = doubt[part.core]  # what else the rectangle holds depends on where tiles begin
                 if level < top:
-                    found = np.where(doubt[part.core] & (np.abs(found) >= TIE), found, margin[part.core])
-                margin[part.core] = found
+                    counts = counts & (np.abs(found) >= TIE)
+                margin[part.core] = np.where(counts, found, margin[part.core])
             if level == 0:
                 progress(done, len(plan))
     return Comparison(margin, run, len(plan))
@@ -167,7 +168,7 @@ def _reduced(photo: Frame, level: int) -> Frame:
 
 def _mask_at(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Return a mask at a coarser level's size (height, width): all pixels that stand for any of its own."""
-    small = cv2.resize(mask.astype(np.uint8) * 255, size[::-1], interpolation=cv2.INTER_AREA)
+    small = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.dilate(small, np.ones((3, 3), np.uint8)) > 0)
 
 

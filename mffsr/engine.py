@@ -185,6 +185,9 @@ def fuse_bracket(
             photo = _finish(stack, rendered, focus.labels, model.scale, provenance or {}, events)
         fusion = _told(stack, registrations, focus, rendered, photo, seconds)
         if inspect is not None:
+            if stack.raised:
+                for index in stack.order:
+                    stack.frames.put(index, stack.lowered(stack.frames.whole(index)))
             inspect({index: stack.frames[index] for index in sorted(stack.order)}, fusion)
     return fusion
 
@@ -284,6 +287,7 @@ def _render(
             runtime,
             tile=p.render,
             depth=depth,
+            raised=stack.raised,
             gate=gate,
             progress=lambda d, t: events.progress("enlarge", d, t),
         ),

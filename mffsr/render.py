@@ -53,6 +53,7 @@ def render(
     *,
     tile: int,
     depth: int,
+    raised: int = 0,
     gate: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Rendered:
@@ -60,7 +61,8 @@ def render(
 
     A source's SRN runs only on tiles where the source wins somewhere, and there on the rectangle where it
     does (`gate`): elsewhere its mask is zero and it adds nothing, so the result is the same. `tile` is the
-    side of a tile's core in source pixels. Raises DeviceError where memory does not suffice for the picture.
+    side of a tile's core in source pixels. The picture is darker by as many bits as the frames were `raised`
+    by. Raises DeviceError where memory does not suffice for the picture.
     """
     height, width = frames[0].shape[:2]
     scale, channels = model.scale, frames[0].shape[2]
@@ -78,7 +80,7 @@ def render(
     for done, part in enumerate(plan, 1):
         core, needed = _render_tile(model, frames, labels, part, runtime, gate=gate)
         run += needed
-        out[scaled(part.core, scale)] = _to_pixels(core, dtype, channels)
+        out[scaled(part.core, scale)] = _to_pixels(core, dtype, channels, raised)
         progress(done, len(plan))
     return Rendered(out, run, len(plan) * len(frames))
 
@@ -155,8 +157,8 @@ def _border(part: Tile, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     return *sides(part.columns, shape[1]), *sides(part.rows, shape[0])
 
 
-def _to_pixels(image: torch.Tensor, dtype: type[np.uint8 | np.uint16], channels: int) -> Pixels:
-    """Round an image (1, 3, h, w) to integers; one channel is the mean of the three.
+def _to_pixels(image: torch.Tensor, dtype: type[np.uint8 | np.uint16], channels: int, raised: int) -> Pixels:
+    """Round an image (1, 3, h, w), lowered by `raised` bits, to integers; one channel is the mean of three.
 
     On the image's device, from which fewer bytes then have to come.
     """
@@ -168,7 +170,7 @@ def _to_pixels(image: torch.Tensor, dtype: type[np.uint8 | np.uint16], channels:
                 "the picture is not finite: damaged weights, or a precision too low for them\n"
                 "try --precision fp32"
             )
-        rounded = image[0].permute(1, 2, 0).clamp(0, 1).mul_(np.iinfo(dtype).max).round_()
+        rounded = image[0].permute(1, 2, 0).clamp(0, 1).mul_(np.iinfo(dtype).max / (1 << raised)).round_()
         if dtype == np.uint8:
             return np.asarray(rounded.to(torch.uint8).cpu().numpy())
         low = rounded.to(torch.int32).to(torch.int16)  # the lower 16 bits; few devices know unsigned ones

@@ -31,6 +31,7 @@ from mffsr.photo.align import (
     register_bracket,
     warp,
 )
+from mffsr.photo.tone import tone_curve
 
 __all__ = [
     "Source",
@@ -60,6 +61,7 @@ class Stack:
     digests: list[bytes]  # of the pixels, brought to one depth and number of channels
     size: tuple[int, int]  # width and height as read
     order: list[int]  # the frames that take part, in the direction of work
+    raised: int = 0  # bits by which the frames are brighter than read: cameras of 12 bits use no more of 16
     dropped: dict[int, str] = field(default_factory=dict)  # frames left out, and why
 
     def name(self, index: int) -> str:
@@ -70,6 +72,12 @@ class Stack:
     def in_order(self) -> list[Frame]:
         """The frames that take part, in the direction of work."""
         return [self.frames[index] for index in self.order]
+
+    def lowered(self, pixels: Pixels) -> Pixels:
+        """Return pixels of a frame as bright as they were read."""
+        if not self.raised:
+            return pixels
+        return ((pixels.astype(np.uint32) + (1 << self.raised >> 1)) >> self.raised).astype(pixels.dtype)
 
 
 def as_photo(source: Source, warn: Callable[[str], None] | None = None) -> Photo:
@@ -99,7 +107,7 @@ def read_stack(sources: Sequence[Source], frames: FrameStore, alphas: FrameStore
         raise UsageError(f"{len(sources)} photo given, expected at least 2: a bracket of one scene")
     heads: list[Photo] = []
     digests: list[bytes] = []
-    size = (0, 0)
+    size, brightest = (0, 0), 0
     for index in range(len(sources)):
         source = sources[index]
         photo = as_photo(source, events.warning)
@@ -118,11 +126,12 @@ def read_stack(sources: Sequence[Source], frames: FrameStore, alphas: FrameStore
             replace(photo, pixels=np.zeros((1, 1, photo.pixels.shape[2]), photo.pixels.dtype), alpha=None)
         )
         digests.append(_digest(pixels, photo.alpha))
+        brightest = max(brightest, int(pixels.max()) * (257 if photo.bit_depth == 8 else 1))
         events.progress("read", index + 1, len(sources))
     stack = Stack(
         frames=frames, alphas=alphas, heads=heads, digests=digests, size=size, order=list(range(len(sources)))
     )
-    _harmonise(stack, events)
+    _harmonise(stack, brightest, events)
     if stack.digests[0] > stack.digests[-1]:
         stack.order.reverse()
     return stack
@@ -147,8 +156,11 @@ def _check_alike(photo: Photo, index: int, size: tuple[int, int], heads: Sequenc
         )
 
 
-def _harmonise(stack: Stack, events: Events) -> None:
-    """Bring all frames to the largest depth and number of channels."""
+def _harmonise(stack: Stack, brightest: int, events: Events) -> None:
+    """Bring all frames to the largest depth and number of channels, and near the top of 16 bits.
+
+    `brightest`: the largest of their values, as of 16 bits.
+    """
     depth = max(head.bit_depth for head in stack.heads)
     channels = max(head.pixels.shape[2] for head in stack.heads)
     kinds = {(head.bit_depth, head.pixels.shape[2]) for head in stack.heads}
@@ -156,11 +168,12 @@ def _harmonise(stack: Stack, events: Events) -> None:
         events.warning("8-bit and 16-bit photos mixed: all are treated as 16-bit")
     if len({count for _, count in kinds}) > 1:
         events.warning("gray and colour photos mixed: all are treated as colour")
+    stack.raised = 16 - brightest.bit_length() if depth == 16 and brightest else 0
     for index, head in enumerate(stack.heads):
-        if (head.bit_depth, head.pixels.shape[2]) == (depth, channels):
+        if (head.bit_depth, head.pixels.shape[2], stack.raised) == (depth, channels, 0):
             continue
         photo = with_depth(Photo(pixels=stack.frames.whole(index)), depth)
-        pixels = photo.pixels
+        pixels = photo.pixels * photo.pixels.dtype.type(1 << stack.raised)
         if pixels.shape[2] < channels:
             pixels = np.repeat(pixels, channels, axis=2)
         stack.frames.put(index, pixels)
@@ -203,6 +216,7 @@ def register(
         lambda place: stack.frames.whole(order[place]),
         len(order),
         model=model,
+        curve=tone_curve(stack.heads[0].icc),
         names=[stack.name(index) for index in order],
         on_bad=drop if on_bad_frame == "drop" else None,
         progress=lambda done, total: events.progress("align", done, total),
@@ -241,20 +255,23 @@ def resample(
     `save` is called with every registered frame and its index.
     """
     view = field_of_view(registrations, stack.size, crop=crop)
+    curve = tone_curve(stack.heads[0].icc)
     for registration in registrations:
         index = registration.index
         frame = stack.frames.whole(index)
-        pixels = np.ascontiguousarray(warp(frame, registration, stack.size, crop=view))
+        pixels = np.ascontiguousarray(warp(frame, registration, stack.size, crop=view, curve=curve))
         if pixels is not frame:
             stack.frames.put(index, pixels)
         alpha: Pixels | None = None
         if len(stack.alphas):
             plane = stack.alphas.whole(index)
-            alpha = warp(plane, replace(registration, gain=(1.0,)), stack.size, crop=view, linear=True)
-            stack.alphas.put(index, np.ascontiguousarray(alpha))
+            moved = warp(plane, replace(registration, gain=(1.0,)), stack.size, crop=view, linear=True)
+            alpha = np.ascontiguousarray(moved)
+            if alpha is not plane:
+                stack.alphas.put(index, alpha)
         if save is not None:
             flat = None if alpha is None else np.ascontiguousarray(alpha[:, :, 0])
-            save(index, _registered(stack.heads[index], pixels, flat, events))
+            save(index, _registered(stack.heads[index], stack.lowered(pixels), flat, events))
 
 
 def _registered(head: Photo, pixels: Pixels, alpha: Pixels | None, events: Events) -> Photo:

@@ -7,25 +7,40 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mffsr.errors import BracketError
-from mffsr.photo._registration_proxy import from_linear, to_linear
+from mffsr.photo._colour import srgb_profile
+from mffsr.photo._registration_exposure import exposure_gain
+from mffsr.photo._registration_proxy import make_proxy
 from mffsr.photo.align import (
     ForeignFrameError,
     Registration,
     common_field,
     estimate,
-    match_exposure,
     register_bracket,
     warp,
 )
+from mffsr.photo.tone import SRGB, ToneCurve, tone_curve
 
 WIDTH, HEIGHT = 320, 240
 MARGIN = 40
+
+
+def to_linear(values: np.ndarray) -> np.ndarray:
+    return np.interp(values, np.linspace(0, 1, 65536), SRGB.light).astype(np.float32)
+
+
+def from_linear(light: np.ndarray) -> np.ndarray:
+    return SRGB.value(light).astype(np.float32)
+
+
+def match_exposure(frame: np.ndarray, reference: np.ndarray, curve: ToneCurve = SRGB) -> tuple[float, ...]:
+    return exposure_gain(make_proxy(frame, curve), make_proxy(reference, curve), np.eye(3))
 
 
 def scene(seed: int, *, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
@@ -160,7 +175,7 @@ def test_frames_that_did_not_move_come_back_bit_for_bit() -> None:
     found = estimate(frame, reference)
     assert found.is_identity
     assert found.gain == (1.0, 1.0, 1.0)
-    assert np.array_equal(warp(frame, found, (WIDTH, HEIGHT)), frame)
+    assert warp(frame, found, (WIDTH, HEIGHT)) is frame
     assert np.array_equal(warp(frame, found, (WIDTH, HEIGHT), crop=(7, 9, 50, 40)), frame[9:49, 7:57])
 
 
@@ -172,6 +187,43 @@ def test_white_balance_is_matched_in_linear_light() -> None:
     matched = warp(frame, Registration(gain=found), (WIDTH, HEIGHT))
     low = [to_linear(cv2.GaussianBlur(i.astype(np.float32) / 255, (0, 0), 15)) for i in (matched, reference)]
     assert float(np.abs(low[0] / low[1] - 1).mean()) < 0.03
+
+
+def profile(gamma: float, *, gray: bool = False) -> bytes:
+    given = {} if gray else {"primaries": [0.64, 0.33, 0.3, 0.6, 0.15, 0.06]}
+    kind = "gray" if gray else "rgb"
+    return bytes(imagecodecs.cms_profile(kind, whitepoint=[0.3127, 0.329, 1], gamma=gamma, **given))
+
+
+@pytest.mark.parametrize("gray", [False, True])
+@pytest.mark.parametrize("gamma", [1.0, 1.8, 2.4])
+def test_the_profile_says_what_linear_light_is(gamma: float, gray: bool) -> None:
+    curve = tone_curve(profile(gamma, gray=gray))
+    expected = np.linspace(0, 1, 256) ** gamma
+    np.testing.assert_allclose(curve.table(np.dtype(np.uint8)), expected, atol=2e-4)
+    np.testing.assert_allclose(curve.value(expected), np.linspace(0, 1, 256), atol=0.005)
+    values = np.arange(65536, dtype=np.uint16)
+    assert np.array_equal(np.rint(curve.value(curve.table(values.dtype)) * 65535)[3000:], values[3000:])
+
+
+def test_without_a_profile_or_with_one_of_srgb_the_curve_is_srgb() -> None:
+    assert tone_curve(None) is tone_curve(srgb_profile()) is tone_curve(b"no profile" * 20) is SRGB
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_exposure_is_matched_in_the_light_of_the_profile(channels: int) -> None:
+    """Frames of linear values: by the curve of sRGB blur alone would look like a change of exposure."""
+    curve = tone_curve(profile(1.0, gray=channels == 1))
+    light = LIGHT[..., :channels] ** 2  # mostly dark, with highlights
+    blurred = cv2.GaussianBlur(light, (0, 0), 4).reshape(light.shape)
+    for gain in (1.0, 0.6):
+        frame = np.rint(np.where(np.arange(light.shape[1])[:, None] < 140, light, blurred) * gain * 65535)
+        reference = np.rint(blurred * 65535)
+        found = match_exposure(frame.astype(np.uint16), reference.astype(np.uint16), curve)
+        assert found == pytest.approx((1 / gain,) * channels, rel=0.01)
+    even = np.full((40, 50, channels), 20_000, np.uint16)
+    brighter = warp(even, Registration(gain=(1.5,) * channels), (50, 40), curve=curve)
+    assert (brighter == 30_000).all()
 
 
 def test_clipped_pixels_do_not_count_as_exposure() -> None:
@@ -304,15 +356,6 @@ def test_a_bracket_is_registered_to_its_smallest_field_of_view() -> None:
     assert max(float(np.abs(a - low[5]).mean()) for a in low) < 1.5
 
 
-def test_a_bracket_is_registered_to_the_reference_asked_for() -> None:
-    frames, matrices = breathing(4)
-    found = register_bracket(frames.__getitem__, 4, reference=1)
-    assert {r.reference for r in found} == {1}
-    assert max(off_by(r.matrix, matrices[r.index] @ np.linalg.inv(matrices[1])) for r in found) < 0.3
-    with pytest.raises(ValueError, match="no frame 4 among 4"):
-        register_bracket(frames.__getitem__, 4, reference=4)
-
-
 @pytest.mark.parametrize("bad", [0, 2, 4])
 def test_a_foreign_frame_of_a_bracket_is_refused_or_left_out(bad: int) -> None:
     frames, _ = breathing(5)
@@ -359,6 +402,17 @@ def test_the_common_field_lies_inside_every_frame(moves: list[tuple[float, float
         moved = corners @ registration.matrix.T
         assert (moved[:, :2] >= -1e-4).all()
         assert (moved[:, :2] <= np.array([WIDTH - 1, HEIGHT - 1]) + 1e-4).all()
+
+
+def test_a_frame_taken_upside_down_shares_its_field() -> None:
+    turned = transform(3, -2, 180)
+    x, y, w, h = common_field([Registration(), Registration(matrix=turned)], (WIDTH, HEIGHT))
+    assert w >= WIDTH - 4
+    assert h >= HEIGHT - 3
+    for corner in ([x, y, 1], [x + w - 1, y + h - 1, 1]):
+        assert (turned @ corner)[:2] == pytest.approx(
+            np.clip((turned @ corner)[:2], 0, [WIDTH - 1, HEIGHT - 1])
+        )
 
 
 def test_no_common_field_is_an_error() -> None:

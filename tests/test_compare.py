@@ -81,6 +81,23 @@ def test_tiles_change_nothing(cpu, adaptive):
     assert ((tiled.margin > 0) == (whole.margin > 0)).mean() > 0.999
 
 
+@pytest.mark.parametrize("tile", [64, 512])
+def test_what_nobody_asked_for_stays_undecided(tile, cpu):
+    """Rectangles hold more pixels than were asked for, which ones depends on the tiles."""
+    sharp = textured(170, 230)
+    y, x = np.mgrid[:170, :230]
+    where = np.hypot(x - 115, y - 85) < 50
+    found = compare(tiny_model(1), sharp, cv2.GaussianBlur(sharp, (0, 0), 2), cpu, tile=tile, where=where)
+    assert found.margin[where].any()
+    assert not found.margin[~where].any()
+
+
+def test_no_pixel_of_a_mask_is_lost_at_a_coarser_level():
+    mask = np.zeros((4096, 64), np.bool_)
+    mask[2000, 30] = True
+    assert pyramid._mask_at(mask, (64, 1)).any()
+
+
 @pytest.mark.usefixtures("small_pyramid")
 def test_only_tiles_that_a_boundary_passes_are_decided_in_full(cpu, monkeypatch):
     model = sharpness_model(tiny_model(1), monkeypatch)

@@ -270,6 +270,39 @@ def test_registered_frames_are_handed_out_at_their_depth(cpu):
     assert kept.min() < 1e4, "the reference is cut out, not resampled"
 
 
+@pytest.mark.parametrize("bits", [9, 12])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_camera_of_fewer_bits_is_as_good_as_one_of_sixteen(bits, scale, cpu):
+    near, far, _, _ = bracket(120, 150)
+    deep = [p.astype(np.uint16) << 1 for p in (near, moved(far, 3, -2))]
+    raised = [p << 7 for p in deep]
+    dim = [p << (bits - 9) for p in deep]
+    got = {}
+    model = tiny_model(scale)
+    fused = fuse_bracket([photo(p) for p in dim], model, cpu, save_aligned=got.__setitem__)
+    full = fuse_bracket([photo(p) for p in raised], model, cpu)
+    np.testing.assert_array_equal(fused.labels, full.labels)
+    lowered = np.rint(full.photo.pixels / (1 << (16 - bits)))
+    np.testing.assert_allclose(fused.photo.pixels, lowered, atol=1)
+    assert all(p.pixels.max() < 1 << bits for p in got.values())
+    if scale == 1:
+        reference = fused.registrations[0].reference
+        assert got[reference].pixels.max() == dim[reference].max(), "not a level is lost"
+    inspected = {}
+    fuse_bracket([photo(p) for p in dim], model, cpu, inspect=lambda frames, _: inspected.update(frames))
+    assert max(frame.max() for frame in inspected.values()) < 1 << bits
+
+
+def test_a_frame_that_stays_where_it_was_is_not_stored_again(on_disk):
+    pixels, alpha = textured(64, 64), np.full((64, 64), 9, np.uint8)
+    frames = [photo(pixels, alpha=alpha), photo(pixels, alpha=alpha)]
+    with FrameStore(2) as store, FrameStore(2) as alphas:
+        stack = read_stack(frames, store, alphas, Events())
+        resample(stack, [Registration(index=0), Registration(index=1)], Events())
+        assert stack.frames[1] is frames[1].pixels, "it is borrowed still"
+        assert list(on_disk.iterdir()) == []
+
+
 @pytest.mark.parametrize("erased", [0, 255])
 def test_no_rim_of_what_was_erased_around_a_cut_out(erased, cpu):
     alpha = np.zeros((64, 64), np.uint8)

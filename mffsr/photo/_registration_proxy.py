@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mffsr.errors import BracketError
+from mffsr.photo.tone import SRGB, ToneCurve
 
-__all__ = ["Float", "Image", "Level", "Proxy", "from_linear", "make_proxy", "to_linear"]
+__all__ = ["Float", "Image", "Level", "Proxy", "make_proxy"]
 
 Float = NDArray[np.float32]
 Image = NDArray[Any]  # H×W×C, uint8 or uint16
@@ -40,7 +41,7 @@ LOW_PASS = 1.2  # pixels of the level
 LOCAL = 6.0  # window of the local mean and deviation, pixels of the level
 NOISE_FLOOR = 1.0 / 255.0  # deviations of linear light below this are noise rather than structure
 MAX_FEATURES = 1500
-BLACK, CLIPPED = 0.02, 0.98  # sRGB values outside say nothing about the exposure
+BLACK, CLIPPED = 0.0015, 0.955  # linear light outside (2 % and 98 % of sRGB's values) tells no exposure
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear Rec. 709 light
 
 
@@ -105,7 +106,7 @@ class Proxy:
         return where.astype(np.float32), unit.astype(np.float32)
 
 
-def make_proxy(frame: Image) -> Proxy:
+def make_proxy(frame: Image, curve: ToneCurve = SRGB) -> Proxy:
     """Reduce `frame` (H×W×C uint8 or uint16, C = 1 or 3, RGB) to what registration needs.
 
     Raises ValueError on any other array, BracketError on one smaller than MIN_SIDE pixels along a side.
@@ -122,9 +123,8 @@ def make_proxy(frame: Image) -> Proxy:
     if height * width > PROXY_PIXELS:
         small = cv2.resize(frame, _fit(width, height, PROXY_PIXELS), interpolation=cv2.INTER_AREA)
         small = small.reshape(*small.shape[:2], channels)
-    top = np.iinfo(frame.dtype).max
-    linear = to_linear(np.linspace(0, 1, top + 1))[small]
-    usable = ((small > BLACK * top) & (small < CLIPPED * top)).astype(np.float32)
+    linear = curve.table(frame.dtype)[small]
+    usable = ((linear > BLACK) & (linear < CLIPPED)).astype(np.float32)
     shrink = min(1.0, LIGHT_SIDE / max(height, width))
     size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
     shape = (size[1], size[0], channels)
@@ -134,17 +134,6 @@ def make_proxy(frame: Image) -> Proxy:
     )
     luminance = linear @ LUMA if channels == 3 else np.ascontiguousarray(linear[..., 0])
     return Proxy((width, height), luminance, light, valid)
-
-
-def to_linear(values: NDArray[Any]) -> Float:
-    """sRGB values in 0..1 to linear light in 0..1 (IEC 61966-2-1)."""
-    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4).astype(np.float32)
-
-
-def from_linear(light: NDArray[Any]) -> Float:
-    """Linear light in 0..1 to sRGB values in 0..1 (IEC 61966-2-1)."""
-    power = 1.055 * np.maximum(light, 0.0) ** (1 / 2.4) - 0.055
-    return np.where(light <= 0.0031308, light * 12.92, power).astype(np.float32)
 
 
 def _fit(width: int, height: int, pixels: int) -> tuple[int, int]:

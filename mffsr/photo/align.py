@@ -8,7 +8,7 @@ shares the most with all others, walks outwards, and combines two measurements o
 chain of neighbours and directly against the middle. Only then the frame with the smallest field of view
 becomes the reference (focus breathing: every other frame covers it).
 
-Frames are H×W×C arrays, uint8 or uint16, C = 1 (gray) or 3 (RGB), with sRGB-like tone curves.
+Frames are H×W×C arrays, uint8 or uint16, C = 1 (gray) or 3 (RGB), of one tone curve.
 Coordinates are (x, y) in pixels, the centre of the first pixel at (0, 0).
 
 Exposure is matched in linear light: defocus moves light about without adding any, which is true of
@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 
 from mffsr.errors import BracketError
 from mffsr.photo._registration_exposure import exposure_gain
-from mffsr.photo._registration_proxy import Image, Proxy, from_linear, make_proxy, to_linear
+from mffsr.photo._registration_proxy import Image, Proxy, make_proxy
 from mffsr.photo._registration_solve import MODELS, Fit, Matrix, Model, displacement, fit
 from mffsr.photo.images import check_registrable
+from mffsr.photo.tone import SRGB, ToneCurve
 
 __all__ = [
     "MODELS",
@@ -38,7 +39,6 @@ __all__ = [
     "Registration",
     "common_field",
     "estimate",
-    "match_exposure",
     "register_bracket",
     "warp",
 ]
@@ -143,29 +143,35 @@ def register_bracket(
     load: Callable[[int], Image],
     count: int,
     *,
-    reference: int | None = None,
     model: Model = "similarity",
+    curve: ToneCurve = SRGB,
     names: Sequence[str] | None = None,
     on_bad: Callable[[ForeignFrameError], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Registration]:
-    """Register `count` frames, obtained one at a time from `load(i)`, to one of them.
+    """Register `count` frames, obtained one at a time from `load(i)`, to one with the smallest field of view.
 
-    `reference` is the frame to register to; by default the one with the smallest field of view. The result
-    is in the order of the frames; each entry names its frame (`index`) and the `reference`. A frame
-    that does not belong raises ForeignFrameError with its entry of `names`; with `on_bad`, that is
-    called with the error instead and the frame left out. `progress` gets (done, count). Raises
-    BracketError for a size that cannot be registered.
+    The result is in the order of the frames; each entry names its frame (`index`) and the `reference`. A
+    frame that does not belong raises ForeignFrameError with its entry of `names`; with `on_bad`, that is
+    called with the error instead and the frame left out. `progress` gets (done, count). Raises BracketError
+    for a size that cannot be registered.
     """
     _check_model(model)
-    if count < 1 or (reference is not None and not 0 <= reference < count):
-        raise ValueError(f"no frame {reference} among {count}")
+    if count < 1:
+        raise ValueError("no frames")
     names = names if names is not None else [f"frame {i + 1} of {count}" for i in range(count)]
     middle = (count - 1) // 2
-    anchors = [reference] if reference is not None else sorted(range(count), key=lambda i: abs(i - middle))
+    anchors = sorted(range(count), key=lambda i: abs(i - middle))
     best: tuple[dict[int, _Placed], dict[int, str], tuple[int, int]] | None = None
     for anchor in anchors[: ANCHOR_TRIES if count > 2 else 1]:
-        result = _place_all(load, count, anchor, model=model, name=names[anchor], progress=progress)
+        result = _place_all(
+            lambda i: make_proxy(load(i), curve),
+            count,
+            anchor,
+            model=model,
+            name=names[anchor],
+            progress=progress,
+        )
         if best is None or len(result[0]) > len(best[0]):
             best = result
         if len(result[1]) < len(result[0]):  # else the anchor itself may be the one that does not belong
@@ -177,9 +183,8 @@ def register_bracket(
         if on_bad is None or len(placed) < 2:
             raise error
         on_bad(error)
-    if reference is None:
-        reference = _smallest_field(placed, size)
-        placed = _rebase(placed, reference)
+    reference = _smallest_field(placed, size)
+    placed = _rebase(placed, reference)
     return [_registration(placed[i], size, index=i, reference=reference) for i in sorted(placed)]
 
 
@@ -193,9 +198,8 @@ def common_field(registrations: Sequence[Registration], size: tuple[int, int]) -
     left, top, right, bottom = 0.0, 0.0, width - 1.0, height - 1.0
     for registration in registrations:
         moved = corners @ np.linalg.inv(registration.matrix).T
-        (x0, y0), (x1, y1), (x2, y2), (x3, y3) = (moved[:, :2] / moved[:, 2:]).tolist()
-        left, top = max(left, x0, x3), max(top, y0, y1)
-        right, bottom = min(right, x1, x2), min(bottom, y2, y3)
+        (_, x1, x2, _), (_, y1, y2, _) = np.sort((moved[:, :2] / moved[:, 2:]).T).tolist()
+        left, top, right, bottom = max(left, x1), max(top, y1), min(right, x2), min(bottom, y2)
     x, y = math.ceil(left - 1e-6), math.ceil(top - 1e-6)
     w, h = math.floor(right + 1e-6) - x + 1, math.floor(bottom + 1e-6) - y + 1
     if w < 1 or h < 1:
@@ -205,15 +209,6 @@ def common_field(registrations: Sequence[Registration], size: tuple[int, int]) -
     return x, y, w, h
 
 
-def match_exposure(frame: Image, reference: Image) -> tuple[float, ...]:
-    """The gain per channel that brings `frame` to the exposure of `reference`, in linear light.
-
-    Both are H×W×C and registered. Strongly blurred images are compared, so that defocus does not matter;
-    black and clipped pixels of either are left out; the median of the ratios is taken.
-    """
-    return exposure_gain(make_proxy(frame), make_proxy(reference), np.eye(3))
-
-
 def warp(
     frame: Image,
     registration: Registration,
@@ -221,21 +216,25 @@ def warp(
     *,
     crop: tuple[int, int, int, int] | None = None,
     linear: bool = False,
+    curve: ToneCurve = SRGB,
 ) -> Image:
     """`frame` (H×W×C) as the reference would show it: one Lanczos resampling, exposure matched.
 
     `size` is (width, height) of the reference, `crop` a rectangle (x, y, width, height) of it. `linear`
     resampling, instead, does not overshoot at edges. The dtype is kept, values are clipped, the border is
     replicated. Channels beyond the gains (alpha) keep their values.
-    With the identity and gain 1 the pixels come back as they are (and may be a view of `frame`). No
+    With the identity and gain 1 the pixels come back as they are: `frame` itself, or a view of a part. No
     side of frame or result may be longer than 32766 pixels unless the registration is the identity.
     """
     x, y, width, height = crop or (0, 0, *size)
     inside = x >= 0 and y >= 0 and x + width <= frame.shape[1] and y + height <= frame.shape[0]
     if registration.is_identity and inside:
-        return _expose(frame[y : y + height, x : x + width], registration.gain, frame.dtype)
+        part = frame if (height, width) == frame.shape[:2] else frame[y : y + height, x : x + width]
+        return _expose(part, registration.gain, frame.dtype, curve)
     # the gain is applied in 16 bit, before the resampling: rounded once, at the end
-    source = frame if _neutral(registration.gain) else _expose(frame, registration.gain, np.dtype(np.uint16))
+    source = frame
+    if not _neutral(registration.gain):
+        source = _expose(frame, registration.gain, np.dtype(np.uint16), curve)
     matrix = registration.matrix @ np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], float)
     flags = (cv2.INTER_LINEAR if linear else cv2.INTER_LANCZOS4) | cv2.WARP_INVERSE_MAP
     if np.array_equal(matrix[2], [0, 0, 1]):
@@ -252,7 +251,7 @@ def warp(
 
 
 def _place_all(
-    load: Callable[[int], Image],
+    load: Callable[[int], Proxy],
     count: int,
     anchor: int,
     *,
@@ -261,7 +260,7 @@ def _place_all(
     progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[int, _Placed], dict[int, str], tuple[int, int]]:
     """Every frame placed in `anchor` (called `name`) or refused with a reason; the size of the frames."""
-    fixed = make_proxy(load(anchor))
+    fixed = load(anchor)
     check_registrable(fixed.size, name)
     reason = _emptiness(fixed)
     if reason is not None:
@@ -271,7 +270,7 @@ def _place_all(
     for side in (range(anchor - 1, -1, -1), range(anchor + 1, count)):
         trail = _Trail(fixed, placed[anchor].fit, np.eye(3))
         for index in side:
-            proxy = make_proxy(load(index))
+            proxy = load(index)
             reason = _emptiness(proxy) or _misfit(proxy, fixed)
             if reason is None:
                 found = _place(proxy, trail, fixed, model)
@@ -399,17 +398,16 @@ def _neutral(gain: tuple[float, ...]) -> bool:
     return all(g == 1.0 for g in gain)
 
 
-def _expose(frame: Image, gain: tuple[float, ...], dtype: np.dtype[np.unsignedinteger]) -> Image:
+def _expose(
+    frame: Image, gain: tuple[float, ...], dtype: np.dtype[np.unsignedinteger], curve: ToneCurve
+) -> Image:
     """`frame` with its linear light multiplied by `gain`, as `dtype`; itself where nothing changes."""
     if _neutral(gain) and dtype == frame.dtype:
         return frame
-    levels = to_linear(np.linspace(0.0, 1.0, np.iinfo(frame.dtype).max + 1))
+    levels = curve.table(frame.dtype)
     top, channels = np.iinfo(dtype).max, frame.shape[2]
     gains = np.array([*gain, *[1.0] * channels][:channels], np.float32)
-    values = np.clip(
-        np.rint(from_linear(np.minimum(levels[:, None] * gains, 1.0)).astype(np.float64) * top), 0, top
-    )
-    tables: NDArray[np.unsignedinteger] = values.astype(dtype)
+    tables = np.rint(curve.value(np.minimum(levels[:, None] * gains, 1.0)) * top).astype(dtype)
     if frame.dtype == np.uint8:
         return cv2.LUT(frame, tables[:, None]).reshape(frame.shape)
     out = np.empty(frame.shape, dtype)

@@ -1,0 +1,63 @@
+"""Tone curves: from pixel values to linear light and back, as the colour profile says."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["SRGB", "ToneCurve", "tone_curve"]
+
+VALUES = np.linspace(0.0, 1.0, 1 << 16)
+SAME = 2e-4  # of linear light: profiles of sRGB differ by so much
+
+
+class ToneCurve(NamedTuple):
+    """`light`: the linear light, 0…1, of each value of 16 bits, rising."""
+
+    light: NDArray[np.float64]
+
+    def table(self, dtype: np.dtype[np.unsignedinteger[Any]]) -> NDArray[np.float32]:
+        """Return the linear light, 0…1, of each value of uint8 or uint16."""
+        return self.light[:: (len(VALUES) - 1) // int(np.iinfo(dtype).max)].astype(np.float32)
+
+    def value(self, light: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the pixel values, 0…1, of linear light."""
+        return np.interp(light, self.light, VALUES)
+
+
+def _srgb() -> NDArray[np.float64]:
+    """IEC 61966-2-1."""
+    return np.where(VALUES <= 0.04045, VALUES / 12.92, ((VALUES + 0.055) / 1.055) ** 2.4)
+
+
+SRGB = ToneCurve(_srgb())
+
+
+@cache
+def tone_curve(icc: bytes | None) -> ToneCurve:
+    """Return the tone curve of an RGB or gray profile: that of its neutral colours; sRGB's without one."""
+    if icc is None:
+        return SRGB
+    values = np.rint(VALUES * 65535).astype(np.uint16)
+    gray = icc[16:20] == b"GRAY"
+    colours = values[None] if gray else np.repeat(values[None, :, None], 3, 2)
+    try:
+        xyz = imagecodecs.cms_transform(
+            colours,
+            icc,
+            imagecodecs.cms_profile("xyz"),
+            colorspace="gray" if gray else "rgb",
+            outcolorspace="xyz",
+            outdtype="float32",
+        )
+    except (ValueError, RuntimeError):  # imagecodecs.CmsError is one of the latter
+        return SRGB
+    light = np.maximum.accumulate(np.maximum(xyz.reshape(-1, 3)[:, 1].astype(np.float64), 0))
+    if not light[-1] > 0:
+        return SRGB
+    light /= light[-1]
+    return SRGB if np.abs(light - SRGB.light).max() < SAME else ToneCurve(light)
