@@ -17,7 +17,7 @@ from mffsr.limits import SMALLEST_TILE
 from mffsr.model import JointModel
 from mffsr.model.joint import DECODER_REACH
 from mffsr.model.srn import LIFTED_REACH
-from mffsr.model.transition import BAND_REACH
+from mffsr.model.transition import Bands
 from mffsr.tiles import tiles
 
 __all__ = ["LARGEST_TILE", "Plan", "memory_of", "plan_tiles", "rough_seconds"]
@@ -72,7 +72,7 @@ def plan_tiles(
     if tile is not None and (not hasattr(tile, "__index__") or tile < SMALLEST_TILE):
         raise UsageError(f"tile is {tile!r}, expected a number of pixels, at least {SMALLEST_TILE}")
     budget, memory = _budget(runtime, model, shape, depth)
-    focus, enlarge = _costs(runtime, model)
+    focus, enlarge = _costs(runtime, model, shape)
     least = max(focus.tile(SMALLEST_TILE, shape), enlarge.tile(SMALLEST_TILE, shape))
     if least > budget:
         raise DeviceError(
@@ -117,7 +117,7 @@ def memory_of(plan: Plan, runtime: Runtime, model: JointModel, shape: tuple[int,
 
     On a graphics card that is the host's and the card's memory together.
     """
-    focus, enlarge = _costs(runtime, model)
+    focus, enlarge = _costs(runtime, model, shape)
     tile = max(focus.tile(plan.focus, shape), enlarge.tile(plan.render, shape))
     return PROGRAM + _pictures(model, shape, depth) + tile
 
@@ -127,13 +127,14 @@ def _pictures(model: JointModel, shape: tuple[int, ...], depth: int) -> int:
     return shape[0] * shape[1] * (model.scale**2 * shape[2] * depth // 8 + MAPS)
 
 
-def _costs(runtime: Runtime, model: JointModel) -> tuple[_Cost, _Cost]:
-    """What FAPN and FN take."""
+def _costs(runtime: Runtime, model: JointModel, shape: tuple[int, ...]) -> tuple[_Cost, _Cost]:
+    """What FAPN and FN take of a photo of `shape`."""
     width = 2 if runtime.dtype != torch.float32 else 4
     fapn = model.fapn.config
     focus = _Cost(fapn.halo, width * 520, fapn.mean_reach, 0, 0)
     if model.fn is None:
-        return focus, _Cost(BAND_REACH, width * 428, BAND_REACH, 0, 0)
+        reach = Bands.of(*shape[:2]).reach
+        return focus, _Cost(reach, width * 428, reach, 0, 0)
     fn = model.fn.config
     features = width * (fn.features + 1) * 4 * fn.scale**2  # at high resolution
     later = DECODER_REACH + LIFTED_REACH
@@ -151,7 +152,7 @@ def rough_seconds(
         pixel = _seconds(lambda: work(image, mask), runtime) / PROBE**2
         return pixel * _pixels(shape, tile, cost.mean_halo)
 
-    focus, enlarge = _costs(runtime, model)
+    focus, enlarge = _costs(runtime, model, shape)
     deciding = seconds(focus, plan.focus, lambda image, _: model.focus(image, image))
     rendering = seconds(enlarge, plan.render, lambda image, mask: model.render([image], mask))
     return deciding * (count - 1) + rendering * SOURCES

@@ -19,14 +19,7 @@ from mffsr.frames import Frame, row_blocks
 from mffsr.model import JointModel
 from mffsr.model.blocks import narrowed, scaled, widened
 from mffsr.model.joint import DECODER_REACH
-from mffsr.model.transition import (
-    BAND_REACH,
-    TRANSITION_REACH,
-    coarse_band,
-    passing,
-    transition,
-    with_band,
-)
+from mffsr.model.transition import TRANSITION_REACH, Bands, transition
 from mffsr.photo import Pixels
 from mffsr.tiles import Region, Span, Tile, tiles
 
@@ -74,11 +67,12 @@ def render(
             f"not enough memory for a picture of {width * scale}×{height * scale} pixels\n"
             "close other programs, or enlarge less"
         ) from None
-    reach = max(model.reach + BAND_REACH, DECODER_REACH + TRANSITION_REACH)
+    bands = Bands.of(height, width)
+    reach = max(model.reach + bands.reach, DECODER_REACH + TRANSITION_REACH)
     plan = list(tiles(height, width, tile, reach))
     run = 0
     for done, part in enumerate(plan, 1):
-        core, needed = _render_tile(model, frames, labels, part, runtime, gate=gate)
+        core, needed = _render_tile(model, frames, labels, bands, part, runtime, gate=gate)
         run += needed
         out[scaled(part.core, scale)] = _to_pixels(core, dtype, channels, raised)
         progress(done, len(plan))
@@ -86,7 +80,14 @@ def render(
 
 
 def _render_tile(
-    model: JointModel, frames: Sequence[Frame], labels: Labels, part: Tile, runtime: Runtime, *, gate: bool
+    model: JointModel,
+    frames: Sequence[Frame],
+    labels: Labels,
+    bands: Bands,
+    part: Tile,
+    runtime: Runtime,
+    *,
+    gate: bool,
 ) -> tuple[torch.Tensor, int]:
     """Return the core of one tile, (1, 3, s·h, s·w) float32, and of how many frames it is made."""
     left, right, top, bottom = border = _border(part, labels.shape) if model.scale > 1 else (0, 0, 0, 0)
@@ -100,7 +101,7 @@ def _render_tile(
         sources = (
             F.pad(to_tensor(frames[index][part.outer], runtime), border, mode="reflect") for index in chosen
         )
-        images, masks = _joined(sources, masks, _near(masks, core) if gate else [True] * len(chosen))
+        images, masks = _joined(sources, masks, bands, _near(masks, core) if gate else [True] * len(chosen))
         if gate:
             images, masks = _without_absent(images, masks, core)
         core, (masks, *images) = narrowed(core, model.reach, masks, *images)
@@ -115,7 +116,7 @@ def _near(masks: torch.Tensor, core: Region) -> list[bool]:
 
 
 def _joined(
-    sources: Iterable[torch.Tensor], masks: torch.Tensor, near: Sequence[bool]
+    sources: Iterable[torch.Tensor], masks: torch.Tensor, bands: Bands, near: Sequence[bool]
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Make sources (1, 3, h, w) and binary masks (1, n, h, w) pass into each other.
 
@@ -124,18 +125,18 @@ def _joined(
     """
     if len(near) == 1:
         return list(sources), torch.ones_like(masks)
-    bands, common = passing(masks), torch.zeros_like(masks[:, :1])
+    weights, common = bands.weights(masks), torch.zeros_like(masks[:, :1])
     images, coarse = [], []
     for index, image in enumerate(sources):
-        band = coarse_band(image)
-        common = torch.addcmul(common, bands[:, index : index + 1], band)
+        band = bands.coarse(image)
+        common = torch.addcmul(common, weights[:, index : index + 1], band)
         if near[index]:
             images.append(image)
             coarse.append(band)
     masks = masks[:, near]
     # Alone within reach of the core, a frame has all of the mask there.
     weights = transition(masks, images) if len(images) > 1 else torch.ones_like(masks)
-    return [with_band(image, band, common) for image, band in zip(images, coarse, strict=True)], weights
+    return [bands.joined(image, band, common) for image, band in zip(images, coarse, strict=True)], weights
 
 
 def _without_absent(

@@ -101,8 +101,9 @@ def test_wide_transitions_are_tiled_and_gated_exactly(scale, cpu):
         assert middle.max() - middle.min() > 8
 
 
-@pytest.mark.parametrize("scale", [1, 3])
-def test_bands_are_tiled_and_gated_exactly(scale, cpu):
+@pytest.mark.parametrize(("scale", "small"), [(1, 1024), (1, 50), (3, 1024)])
+def test_bands_are_tiled_and_gated_exactly(scale, small, cpu, monkeypatch):
+    monkeypatch.setattr("mffsr.model.transition.SMALL", small)
     model = tiny_model(scale)
     dark = textured(150, 210) // 4
     frames = [dark, dark + 60, cv2.GaussianBlur(dark, (0, 0), 3) + 25]

@@ -27,15 +27,7 @@ from mffsr.model.fapn import FR
 from mffsr.model.joint import decide
 from mffsr.model.resize import enlarge_bilinear
 from mffsr.model.srn import SCALES, SRN, STEPS
-from mffsr.model.transition import (
-    BAND_REACH,
-    TRANSITION_REACH,
-    WIDE_REACH,
-    coarse_band,
-    passing,
-    transition,
-    with_band,
-)
+from mffsr.model.transition import TRANSITION_REACH, WIDE_REACH, Bands, transition
 from mffsr.tiles import Tile, span
 
 
@@ -208,20 +200,25 @@ def test_nothing_beyond_its_reach_matters_to_a_transition(seed: int, columns: in
 
 
 def test_what_is_coarse_passes_over_more_widely_where_it_is_seen():
-    masks, detail = halves(60), 0.02 * noise(80, 120)
-    dark, shining = 0.2 + detail, 0.3 + detail
-    coarse = [coarse_band(source) for source in (dark, shining)]
-    common = sum(m * c for m, c in zip(passing(masks).split(1, 1), coarse, strict=True))
-    first, second = (with_band(s, c, common) for s, c in zip((dark, shining), coarse, strict=True))
+    masks, detail, bands = halves(60), 0.02 * noise(80, 120), Bands.of(80, 120)
+    sources = dark, shining = 0.2 + detail, 0.3 + detail
+    coarse = [bands.coarse(source) for source in sources]
+    common = sum(w * c for w, c in zip(bands.weights(masks).split(1, 1), coarse, strict=True))
+    first, second = (bands.joined(s, c, common) for s, c in zip(sources, coarse, strict=True))
     torch.testing.assert_close(first[..., 60], second[..., 60], rtol=0, atol=0.03)
-    assert torch.equal(first[..., : 60 - BAND_REACH], dark[..., : 60 - BAND_REACH])
-    assert torch.equal(second[..., 60 + BAND_REACH :], shining[..., 60 + BAND_REACH :])
+    assert torch.equal(first[..., : 60 - bands.reach], dark[..., : 60 - bands.reach])
+    assert torch.equal(second[..., 60 + bands.reach :], shining[..., 60 + bands.reach :])
     torch.testing.assert_close(first.diff(), dark.diff(), rtol=0, atol=0.01)
     fused = torch.cat((first[..., :60], second[..., 60:]), 3) - detail
     assert fused.diff().abs().max() < 0.03 < 0.1, "no outline"
-    faint = 0.2 + 0.015 + detail
-    band = coarse_band(faint)
-    assert torch.equal(with_band(dark, coarse[0], (coarse[0] + band) / 2), dark), "not to be seen: as it was"
+    faint = bands.coarse(dark + 0.015)
+    assert torch.equal(bands.joined(dark, coarse[0], (coarse[0] + faint) / 2), dark), "not seen: as it was"
+
+
+def test_bands_are_coarser_in_a_large_photo():
+    sizes = ((100, 9000), (1536, 2048), (2832, 4248), (4000, 6000), (8165, 12247))
+    assert [max(Bands.of(*size).steps) for size in sizes] == [8, 8, 16, 16, 32]
+    assert [Bands.of(*size[::-1]) for size in sizes] == [Bands.of(*size) for size in sizes]
 
 
 def test_decision_prefers_the_first_on_a_tie():

@@ -5,14 +5,16 @@ what is sharp stays so up to the border, and what both show as well is mixed. Wh
 both sides, over thirty. There a narrow border shows as a line, since the blur of things nearby tints one
 source and not the other, and there is no detail that a wide one could soften or double.
 
-What is coarser than detail does over some forty pixels wherever it is visibly another (two bands of a
-multiresolution spline, P. Burt and E. Adelson 1983, doi 10.1145/245.247). Around an edge that a source blurs
-it shines as far as the blur reaches, beyond the narrow border, which else is the outline of that shine.
+What is coarser than detail does over some forty pixels, more of them in a large photo, wherever it is visibly
+another (two bands of a multiresolution spline, P. Burt and E. Adelson 1983, doi 10.1145/245.247). Around an
+edge that a source blurs it shines as far as the blur reaches, beyond the narrow border, which else is the
+outline of that shine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +22,7 @@ from torch import Tensor
 
 from mffsr.model.blocks import gradient_map
 
-__all__ = [
-    "BAND_REACH",
-    "TRANSITION_REACH",
-    "WIDE_REACH",
-    "coarse_band",
-    "passing",
-    "transition",
-    "with_band",
-]
+__all__ = ["TRANSITION_REACH", "WIDE_REACH", "Bands", "transition"]
 
 # Pixels between those that are weighted 1-2-1, pass by pass.
 WINDOW = (1, 1)  # that contrast and detail are seen through: a binomial 5×5 filter
@@ -41,10 +35,9 @@ NOTHING = 1e-20  # far below any sum of weights; that is 0 where no source has a
 PLAIN = 5 / 255  # a gradient map below this is plain; from twice as much on it is not
 APART = 6  # pixels: detail that is nearer is seen
 TRANSITION_REACH = sum(WINDOW) + 1 + 1 + 2 + APART + sum(BLEND)  # of `transition`, by `_plainness`
-COARSE = (1, 2, 4, 8)  # of the coarse band
-PASSING = (1, 2, 4, 8, 8)  # of the masks that coarse bands pass by
+COARSE = (1, 2, 4, 8)  # of the coarse band of a photo whose shorter side is less than twice `SMALL`
+SMALL = 1024
 SEEN = 5 / 255  # a change of the coarse band by this is not seen, one of twice as much is
-BAND_REACH = sum(PASSING) + sum(BLEND)  # of all three: `coarse_band`, `passing` and `with_band`
 
 
 def transition(masks: Tensor, sources: Sequence[Tensor]) -> Tensor:
@@ -63,24 +56,38 @@ def transition(masks: Tensor, sources: Sequence[Tensor]) -> Tensor:
     return torch.lerp(weights, _spread(softened, WIDER), _plainness(masks, smooth))
 
 
-def coarse_band(source: Tensor) -> Tensor:
-    """Return what is coarser than detail in a source, both (B, 3, h, w) in [0, 1]."""
-    return _spread(source, *COARSE)
+class Bands(NamedTuple):
+    """How the coarse bands of sources, (B, 3, h, w) in [0, 1] each, pass into each other."""
 
+    steps: tuple[int, ...]  # pixels between those that are weighted 1-2-1 in a coarse band, pass by pass
 
-def passing(masks: Tensor) -> Tensor:
-    """Return the weights of the coarse bands in their sum, the common band, for binary masks (B, n, h, w)."""
-    return _spread(masks, *PASSING)
+    @classmethod
+    def of(cls, height: int, width: int) -> Bands:
+        """Return those of a photo of this size: blur is wider in a larger one."""
+        octaves = max(1, min(height, width) // SMALL).bit_length() - 1
+        return cls(COARSE + tuple(COARSE[-1] << octave for octave in range(1, octaves + 1)))
 
+    @property
+    def reach(self) -> int:
+        """Radius in pixels beyond which neither a source nor a mask influences a pixel of `joined`."""
+        return sum(self.steps) + self.steps[-1] + sum(BLEND)
 
-def with_band(source: Tensor, coarse: Tensor, common: Tensor) -> Tensor:
-    """Return a source with the common band, where that is seen, instead of its own; all (B, 3, h, w).
+    def coarse(self, source: Tensor) -> Tensor:
+        """Return the coarse band of a source."""
+        return _spread(source, *self.steps)
 
-    It stays as it is farther than `BAND_REACH` from the mask of any other source.
-    """
-    change = common - coarse
-    seen = (change.abs().amax(1, keepdim=True) / SEEN - 1).clamp(0, 1)
-    return torch.addcmul(source, change, _spread(seen, *BLEND))
+    def weights(self, masks: Tensor) -> Tensor:
+        """Return the weights of all coarse bands in their sum, the common band, for masks (B, n, h, w)."""
+        return _spread(masks, *self.steps, self.steps[-1])
+
+    def joined(self, source: Tensor, coarse: Tensor, common: Tensor) -> Tensor:
+        """Return a source with the common band, where that is seen, instead of its own.
+
+        It stays as it is farther than `reach` from the mask of any other source.
+        """
+        change = common - coarse
+        seen = (change.abs().amax(1, keepdim=True) / SEEN - 1).clamp(0, 1)
+        return torch.addcmul(source, change, _spread(seen, *BLEND))
 
 
 def _contrast(gray: Tensor, smooth: Tensor) -> Tensor:
