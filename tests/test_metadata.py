@@ -262,6 +262,37 @@ def test_the_pixels_of_ome_become_a_resolution(tmp_path: Path) -> None:
         assert exif.first_ratio(exif.main, 0x011B) == 203_200
 
 
+@pytest.mark.parametrize("name", ["b.tif", "b.png", "b.jpg"])
+@pytest.mark.parametrize(
+    ("size", "stated"),
+    [("0.06453", 2 * 25_400 / 0.06453), ("0.0000131", 2 * 25_400 / 0.0000131), ("1e-9", None)],
+)
+def test_the_pixels_of_a_strong_microscope_fit_into_a_resolution(
+    size: str, stated: float | None, name: str, tmp_path: Path
+) -> None:
+    ome = {"axes": "YX", "PhysicalSizeX": size, "PhysicalSizeY": size}
+    tifffile.imwrite(tmp_path / "a.ome.tif", np.zeros((4, 6), np.uint16), ome=True, metadata=ome)
+    again = enlarged(tmp_path / "a.ome.tif", 2, tmp_path / name)
+    if stated is None:  # more than the numbers of TIFF and EXIF can hold
+        assert again.dpi is None
+    else:
+        exif = parse_exif(again.exif or b"")
+        assert exif.first_ratio(exif.main, 0x011A) == pytest.approx(stated, rel=1e-8)
+
+
+@pytest.mark.parametrize("encoding", ["foo", "hex", "latin-1"])
+def test_an_encoding_that_is_none_costs_nothing(encoding: str) -> None:
+    declared = f'<?xml version="1.0" encoding="{encoding}"?>'
+    packet = (declared + PACKET.decode().split("?>", 1)[1].replace("kept", "größer")).encode()
+    ome = f'{declared}<OME><Pixels PhysicalSizeX="1" PhysicalSizeY="1" PhysicalSizeXUnit="µm"/></OME>\0'
+    exif = Exif(main={0x010E: Value(2, len(ome.encode()), ome.encode())})
+    told: list[str] = []
+    made = derive(plain_photo(exif=build_exif(exif), xmp=packet), warn=told.append)
+    assert told == []
+    assert made.dpi == (3 * 25_400, 3 * 25_400)
+    assert properties(made.xmp)["{http://example.org/own/}note"] == "größer & safe"
+
+
 @pytest.mark.parametrize(
     ("text", "kept"),
     [

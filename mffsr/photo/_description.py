@@ -44,7 +44,7 @@ def _ome_resolution(text: bytes) -> tuple[float, float] | None:
     if b"<!DOCTYPE" in text or b"<!ENTITY" in text:  # entities could grow without bound
         return None
     try:
-        root = ET.fromstring(text.rstrip(b"\0"))  # noqa: S314 - see above
+        root = ET.fromstring(text.rstrip(b"\0").decode())  # noqa: S314 - see above; always UTF-8
         pixels = next(one for one in root.iter() if one.tag.rpartition("}")[2] == "Pixels")
         across, down = (
             float(pixels.attrib[f"PhysicalSize{axis}"])

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED = 1, 2, 3, 4, 5, 7
+_LARGEST_LONG = (1 << 32) - 1
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _TYPE_SIZES |= {16: 8, 17: 8, 18: 8}  # BigTIFF
 _INTEGER_CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
@@ -173,7 +174,8 @@ class Exif:
 
     def rational(self, number: float) -> Value:
         """One non-negative RATIONAL, as exact as 32 bits allow."""
-        ratio = Fraction(min(max(number, 0.0), 4e9)).limit_denominator(10_000)
+        number = min(max(number, 0.0), float(_LARGEST_LONG))
+        ratio = Fraction(number).limit_denominator(min(10_000, int(_LARGEST_LONG / max(number, 1.0))))
         return Value(RATIONAL, 1, struct.pack(self.order + "II", ratio.numerator, ratio.denominator))
 
     def multiplied(self, value: Value, factor: int) -> Value:
@@ -184,7 +186,7 @@ class Exif:
         if not below:
             return value
         ratio = Fraction(above * factor, below)
-        if ratio.numerator >= 1 << 32:
+        if ratio.numerator > _LARGEST_LONG:
             return self.rational(float(ratio))
         return Value(RATIONAL, 1, struct.pack(self.order + "II", ratio.numerator, ratio.denominator))
 

@@ -145,7 +145,7 @@ def _enlarge_resolution(
             del exif.main[0x010E]
         elif description.text != text:
             exif.main[0x010E] = Value(2, len(description.text) + 1, description.text + b"\0")
-    if dpi is not None:
+    if dpi is not None and max(dpi) * scale <= 0xFFFFFFFF:  # what TIFF and EXIF can hold
         return dpi[0] * scale, dpi[1] * scale
     for tag in (0x011A, 0x011B):  # XResolution, YResolution
         if tag in exif.main:
@@ -197,7 +197,8 @@ def _parse(packet: bytes) -> ET.Element:
     text = packet.decode("utf-8").strip("\0\ufeff \t\r\n")
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise ValueError("a document type, which XMP must not have")  # entities could grow without bound
-    parser = ET.iterparse(io.BytesIO(text.encode()), events=("start-ns",))  # noqa: S314 - see above
+    # As text: whatever encoding the packet declares, XMP in a photo is UTF-8.
+    parser = ET.iterparse(io.StringIO(text), events=("start-ns",))  # noqa: S314 - see above
     known = set(_PREFIXES.values())
     for _, (prefix, uri) in parser:
         if uri not in known and len(known) < 200 and re.fullmatch(r"(?!ns\d+$)[A-Za-z]\w*", prefix, re.ASCII):
