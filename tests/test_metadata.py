@@ -280,6 +280,61 @@ def test_the_pixels_of_a_strong_microscope_fit_into_a_resolution(
         assert exif.first_ratio(exif.main, 0x011A) == pytest.approx(stated, rel=1e-8)
 
 
+ZEISS = "0\r\nAP_PIXEL_SIZE\r\nPixel Size = 9 nm\r\nAP_IMAGE_PIXEL_SIZE\r\nImage Pixel Size = {}\r\n\0"
+FEI = "[Scan]\r\nDwell=1e-007\r\nPixelWidth={}\r\nPixelHeight=2e-008\r\n[EScan]\r\nPixelWidth=1\r\n\0"
+
+
+@pytest.mark.parametrize(
+    ("tag", "notes", "micrometres"),
+    [
+        (34118, ZEISS.format("10.00 nm"), (0.01, 0.01)),
+        (34118, ZEISS.format("1.5 µm"), (1.5, 1.5)),
+        (34118, ZEISS.format("0.0 nm"), None),
+        (34118, ZEISS.format("1.2.3 nm"), None),
+        (34118, ZEISS.format("1 furlong"), None),
+        (34682, FEI.format("1e-008"), (0.01, 0.02)),
+        (34680, FEI.format("wide"), None),
+    ],
+)
+def test_the_calibration_of_an_electron_microscope_becomes_a_resolution(
+    tag: int, notes: str, micrometres: tuple[float, float] | None, tmp_path: Path
+) -> None:
+    data = notes.encode("cp1252")
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.zeros((4, 6), np.uint8), extratags=[(tag, 2, len(data), data, True)]
+    )
+    again = enlarged(tmp_path / "a.tif", 2, tmp_path / "b.tif")
+    exif = parse_exif(again.exif or b"")
+    assert tag not in exif.main  # it gives the unenlarged pixels' size
+    if micrometres is None:
+        assert again.dpi is None
+    else:
+        found = tuple(exif.first_ratio(exif.main, resolution) for resolution in (0x011A, 0x011B))
+        assert found == pytest.approx(tuple(2 * 25_400 / side for side in micrometres))
+
+
+def test_private_fields_of_a_file_s_own_pixels_stay_behind(tmp_path: Path) -> None:
+    kept = {0x013B: "Artist", 0x8298: "Rights", 0x9003: "2024:05:06 07:08:09", 0x9C9B: "Title"}
+    exif = Exif()
+    exif.main = {tag: exif.text(text) for tag, text in kept.items()}
+    for tag in (33550, 33560, 33628, 33629, 34361, 34362, 34412, 34735, 42112):  # maps, stacks, calibrations
+        exif.main[tag] = Value(7, 30, bytes(30))
+    write_photo(plain_photo(exif=build_exif(exif)), tmp_path / "a.tif")
+    assert set(parse_exif(read_photo(tmp_path / "a.tif").exif or b"").main) >= set(kept)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        assert tiff.asarray().shape == (4, 6, 3)
+        assert {tag.code for tag in tiff.pages[0].tags if tag.code >= 0x8000} == set(kept) - {0x013B}  # type: ignore[union-attr]
+
+
+def test_planes_of_a_metamorph_stack_are_told(tmp_path: Path) -> None:
+    for planes in (1, 3):
+        field = (33629, 5, planes, (1, 1) * planes, True)
+        tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 6), np.uint8), extratags=[field], metadata=None)
+        told: list[str] = []
+        read_photo(tmp_path / "a.tif", warn=told.append)
+        assert ["several pages" in text for text in told] == [True] * (planes > 1)
+
+
 @pytest.mark.parametrize("encoding", ["foo", "hex", "latin-1"])
 def test_an_encoding_that_is_none_costs_nothing(encoding: str) -> None:
     declared = f'<?xml version="1.0" encoding="{encoding}"?>'

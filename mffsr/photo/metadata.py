@@ -1,7 +1,8 @@
 """The metadata of a finished photo: what the camera wrote, put right for the new picture.
 
-Kept: camera, lens, exposure, dates, place, author, rights, ratings, and what is not understood.
-Dropped: the thumbnail, gain maps, depth maps and other references to data that are not carried along.
+Kept: camera, lens, exposure, dates, place, author, rights, ratings, and of EXIF and XMP what is not
+understood. Dropped: the thumbnail, gain maps, depth maps and other references to data that are not
+carried along, a TIFF's private fields.
 Corrected: orientation, pixel dimensions, resolution, descriptions that state them. Added: that this is a
 composite, of which frames, made by which program with which options (EXIF 2.32, CompositeImage; XMP,
 xmpMM:DerivedFrom).
