@@ -280,6 +280,30 @@ def test_the_pixels_of_a_strong_microscope_fit_into_a_resolution(
         assert exif.first_ratio(exif.main, 0x011A) == pytest.approx(stated, rel=1e-8)
 
 
+def test_what_counts_in_pixels_follows_the_scale_or_goes() -> None:
+    exif = camera_exif()
+    exif.exif[0xA20E] = exif.rational(1000.5)  # FocalPlaneXResolution
+    exif.exif[0xA20F] = Value(12, 1, struct.pack("<d", 2000))  # FocalPlaneYResolution, which is no double
+    exif.exif[0x9214] = exif.exif[0xA214] = exif.integers(3, 3, 2)  # SubjectArea, SubjectLocation
+    stated = 'tiff:XResolution="72" tiff:YResolution="72" tiff:ResolutionUnit="3" exif:SubjectLocation="3 2"'
+    packet = PACKET.replace(b"xmp:Rating", f'xmlns:exif="{EXIF[1:-1]}" {stated} xmp:Rating'.encode())
+    area = b"<exif:SubjectArea><rdf:Seq><rdf:li>3</rdf:li></rdf:Seq></exif:SubjectArea></rdf:Description>"
+    packet = packet.replace(b"</rdf:Description>", area)
+    photo = plain_photo(exif=build_exif(exif), xmp=packet, dpi=(72.0, 36.5))
+    made = derive(photo)
+    found = parse_exif(made.exif)
+    assert found.first_ratio(found.exif, 0xA20E) == 3001.5
+    assert not {0xA20F, 0x9214, 0xA214} & set(found.exif)
+    text = properties(made.xmp)
+    assert text[f"{TIFF}XResolution"] == "216/1"
+    assert text[f"{TIFF}YResolution"] == "219/2"
+    assert text[f"{TIFF}ResolutionUnit"] == "2"
+    unknown = derive(replace(photo, dpi=None))
+    for packet in (made.xmp, unknown.xmp):
+        assert not [name for name in properties(packet) if "Subject" in name]
+    assert not [name for name in properties(unknown.xmp) if "Resolution" in name]
+
+
 ZEISS = "0\r\nAP_PIXEL_SIZE\r\nPixel Size = 9 nm\r\nAP_IMAGE_PIXEL_SIZE\r\nImage Pixel Size = {}\r\n\0"
 FEI = "[Scan]\r\nDwell=1e-007\r\nPixelWidth={}\r\nPixelHeight=2e-008\r\n[EScan]\r\nPixelWidth=1\r\n\0"
 

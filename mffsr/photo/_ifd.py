@@ -24,6 +24,7 @@ __all__ = [
     "UnknownTypeError",
     "Value",
     "append_to_tiff",
+    "as_ratio",
     "build_exif",
     "parse_exif",
 ]
@@ -150,6 +151,12 @@ class Value(NamedTuple):
     home: int = 0
 
 
+def as_ratio(number: float) -> Fraction:
+    """A non-negative number as two of 32 bits, as exact as these allow."""
+    number = min(max(number, 0.0), float(_LARGEST_LONG))
+    return Fraction(number).limit_denominator(min(10_000, int(_LARGEST_LONG / max(number, 1.0))))
+
+
 @dataclass(kw_only=True)
 class Exif:
     """An EXIF block without its thumbnail. `order` is "<" or ">"; the rest maps tags to values."""
@@ -174,21 +181,22 @@ class Exif:
 
     def rational(self, number: float) -> Value:
         """One non-negative RATIONAL, as exact as 32 bits allow."""
-        number = min(max(number, 0.0), float(_LARGEST_LONG))
-        ratio = Fraction(number).limit_denominator(min(10_000, int(_LARGEST_LONG / max(number, 1.0))))
+        return self._rational(as_ratio(number))
+
+    def _rational(self, ratio: Fraction) -> Value:
         return Value(RATIONAL, 1, struct.pack(self.order + "II", ratio.numerator, ratio.denominator))
 
-    def multiplied(self, value: Value, factor: int) -> Value:
-        """One RATIONAL times a factor, exact where 32 bits allow; any other value as it is."""
-        if value.type != RATIONAL or value.number != 1:
-            return value
-        above, below = struct.unpack(self.order + "II", value.data)
-        if not below:
-            return value
-        ratio = Fraction(above * factor, below)
-        if ratio.numerator > _LARGEST_LONG:
-            return self.rational(float(ratio))
-        return Value(RATIONAL, 1, struct.pack(self.order + "II", ratio.numerator, ratio.denominator))
+    def multiply(self, directory: dict[int, Value], tags: Iterable[int], factor: int) -> None:
+        """Multiply RATIONALs, exactly where 32 bits allow; whatever else stands there is left out."""
+        for tag in tags:
+            value = directory.pop(tag, None)
+            if value is None or value.type != RATIONAL or value.number != 1:
+                continue
+            above, below = struct.unpack(self.order + "II", value.data)
+            if below:
+                ratio = Fraction(above * factor, below)
+                fits = ratio.numerator <= _LARGEST_LONG
+                directory[tag] = self._rational(ratio if fits else as_ratio(float(ratio)))
 
     def first_integer(self, directory: dict[int, Value], tag: int) -> int | None:
         """The first integer of a value, or None."""

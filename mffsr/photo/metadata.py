@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from ._decoded import Warn
 from ._description import read_description
-from ._ifd import Exif, IfdError, Value, build_exif, parse_exif
+from ._ifd import Exif, IfdError, Value, as_ratio, build_exif, parse_exif
 from .images import Photo
 
 __all__ = ["XMP_NAMESPACE", "OutputMetadata", "is_result", "output_metadata"]
@@ -53,6 +53,10 @@ _FOREIGN = (
     "http://ns.google.com/photos/1.0/",
 )
 _STALE = {f"{{{_XMP}}}Thumbnails", "{http://ns.adobe.com/xmp/note/}HasExtendedXMP"}
+_STALE |= {
+    f"{{{_EXIF}}}{name}"  # in the source's pixels
+    for name in ("FocalPlaneXResolution", "FocalPlaneYResolution", "SubjectArea", "SubjectLocation")
+}
 _LARGEST_PACKET = 16 << 20
 _HEADER = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, 2.2
@@ -137,6 +141,7 @@ def _enlarge_resolution(
 
     None where no unit is known to us: then the fields of `exif` keep theirs.
     """
+    exif.multiply(exif.exif, (0xA20E, 0xA20F), scale)  # FocalPlaneXResolution, FocalPlaneYResolution
     value = exif.main.get(0x010E)  # ImageDescription
     if value is not None:
         text = value.data.rstrip(b"\0")
@@ -148,9 +153,7 @@ def _enlarge_resolution(
             exif.main[0x010E] = Value(2, len(description.text) + 1, description.text + b"\0")
     if dpi is not None and max(dpi) * scale <= 0xFFFFFFFF:  # what TIFF and EXIF can hold
         return dpi[0] * scale, dpi[1] * scale
-    for tag in (0x011A, 0x011B):  # XResolution, YResolution
-        if tag in exif.main:
-            exif.main[tag] = exif.multiplied(exif.main[tag], scale)
+    exif.multiply(exif.main, (0x011A, 0x011B), scale)  # XResolution, YResolution
     return None
 
 
@@ -164,6 +167,8 @@ def _exif(exif: Exif, facts: _Facts) -> bytes:
         main[0x011A], main[0x011B] = exif.rational(facts.dpi[0]), exif.rational(facts.dpi[1])
         main[0x0128] = exif.integers(3, 2)  # ResolutionUnit: inch
     main[0x0131] = exif.text(facts.software)
+    for tag in (0x9214, 0xA214):  # SubjectArea, SubjectLocation: in the source's pixels
+        sub.pop(tag, None)
     sub[0xA002] = exif.integers(4, facts.width)  # PixelXDimension
     sub[0xA003] = exif.integers(4, facts.height)  # PixelYDimension
     if len(facts.frames) > 1:
@@ -239,6 +244,10 @@ def _finish(root: ET.Element, facts: _Facts) -> bytes:
     ):
         if _take(descriptions, f"{{{space}}}{name}") is not None or name.startswith("Pixel"):
             ours.set(f"{{{space}}}{name}", str(side))
+    across, down = (f"{one.numerator}/{one.denominator}" for one in map(as_ratio, facts.dpi or (0, 0)))
+    for name, text in (("XResolution", across), ("YResolution", down), ("ResolutionUnit", "2")):  # inch
+        if _take(descriptions, f"{{{_TIFF}}}{name}") is not None and facts.dpi is not None:
+            ours.set(f"{{{_TIFF}}}{name}", text)
     ours.set(f"{{{_XMP}}}CreatorTool", _clean(facts.software))
     original = identity["OriginalDocumentID"] or identity["DocumentID"]
     if original:
