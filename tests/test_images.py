@@ -35,7 +35,7 @@ from mffsr.photo import (
     write_photo,
 )
 from mffsr.photo._colour import srgb_profile
-from mffsr.photo._ifd import parse_exif
+from mffsr.photo._ifd import append_to_tiff, build_exif, parse_exif
 from mffsr.photo._pillow import _tell_of_losses
 
 # ------------------------------------------------------------------ round trips
@@ -175,6 +175,26 @@ def test_every_orientation_becomes_upright(orientation: int, suffix: str, tmp_pa
     assert np.abs(photo.pixels.astype(int) - np.asarray(upright)).mean() < 4
     if photo.exif is not None and suffix != ".tif":
         assert parse_exif(photo.exif).main[0x0112].data == b"\0\1"
+
+
+@pytest.mark.parametrize(("orientation", "upright"), [(3, (300, 150)), (6, (150, 300))])
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_the_resolution_turns_with_the_picture(
+    orientation: int, upright: tuple[int, int], suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"x{suffix}"
+    exif = parse_exif(camera_exif(orientation))
+    exif.main[0x011A], exif.main[0x011B] = exif.rational(300), exif.rational(150)
+    exif.exif[0xA20E], exif.exif[0xA20F] = exif.rational(300), exif.rational(150)  # of the focal plane
+    write_photo(Photo(pixels=smooth(), exif=build_exif(exif), dpi=(300.0, 150.0)), path)
+    if suffix == ".tif":  # has an orientation of its own
+        with path.open("r+b") as stream:
+            append_to_tiff(stream, exif, [(0x0112, exif.integers(3, orientation))])
+    photo = read_photo(path)
+    found = parse_exif(photo.exif or b"")
+    assert photo.dpi == pytest.approx(upright, rel=1e-3)
+    assert (found.first_ratio(found.main, 0x011A), found.first_ratio(found.main, 0x011B)) == upright
+    assert (found.first_ratio(found.exif, 0xA20E), found.first_ratio(found.exif, 0xA20F)) == upright
 
 
 def test_orientation_only_in_xmp(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from fractions import Fraction
 from typing import BinaryIO, Literal, NamedTuple
 
 __all__ = [
+    "RATIONAL",
     "Entry",
     "Exif",
     "IfdError",

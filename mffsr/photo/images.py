@@ -190,7 +190,7 @@ def _header(stream: BinaryIO, path: Path, form: str) -> Header:
 
             header, exif, xmp = _pillow.header(stream, form)
             turned = 1 if form == "HEIF" else None
-    if _orientation(turned, exif, xmp) >= 5:
+    if _orientation(turned, exif, xmp) >= _SIDEWAYS:
         header = replace(header, width=header.height, height=header.width)
     return replace(header, path=path)
 
@@ -223,6 +223,7 @@ def _orientation(stated: int | None, exif: bytes | None, xmp: bytes | None) -> i
     return 1
 
 
+_SIDEWAYS = 5  # from this EXIF orientation on, rows are stored as columns
 # EXIF orientation → what makes the picture upright (EXIF 2.32, 4.6.4): flip rows, flip columns, transpose.
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda a: a,
@@ -240,8 +241,9 @@ def _finish(decoded: Decoded, path: Path, form: str, warn: Warn) -> Photo:
     """Turn the pixels upright, part the alpha, and bring the metadata into agreement with them."""
     exif = _blocks.strip_exif_prefix(decoded.exif)
     xmp = decoded.xmp or None
-    turned = _UPRIGHT[_orientation(decoded.orientation, exif, xmp)]
-    pixels, alpha = split_alpha(turned(decoded.pixels))
+    orientation = _orientation(decoded.orientation, exif, xmp)
+    sideways = orientation >= _SIDEWAYS
+    pixels, alpha = split_alpha(_UPRIGHT[orientation](decoded.pixels))
     icc = decoded.icc
     if icc is not None and form == "PNG":
         from ._colour import SPACES, icc_fault
@@ -250,11 +252,13 @@ def _finish(decoded: Decoded, path: Path, form: str, warn: Warn) -> Photo:
             warn(f"the colour profile {fault}; it is left out and sRGB assumed")
             icc = None
     dpi = decoded.dpi or _blocks.exif_resolution(exif)
+    if dpi is not None and sideways:
+        dpi = dpi[1], dpi[0]
     return Photo(
         pixels=pixels,
         alpha=alpha,
         icc=icc,
-        exif=_blocks.upright_exif(exif, warn),
+        exif=_blocks.upright_exif(exif, warn, sideways=sideways),
         xmp=_blocks.upright_xmp(xmp),
         dpi=dpi,
         path=path,
