@@ -19,6 +19,7 @@ from photo_samples import (
     XMP,
     camera_exif,
     full_photo,
+    linear_gray_profile,
     noisy,
     smooth,
     write_chunks,
@@ -37,6 +38,7 @@ from mffsr.photo import (
 from mffsr.photo._colour import srgb_profile
 from mffsr.photo._ifd import append_to_tiff, build_exif, parse_exif
 from mffsr.photo._pillow import _tell_of_losses
+from mffsr.photo.web import web_pixels
 
 # ------------------------------------------------------------------ round trips
 
@@ -144,6 +146,18 @@ def test_16_bits_are_rounded_not_cut(tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.pixels, eight.pixels)
     with pytest.raises(ValueError, match="bit depth"):
         with_depth(eight, 12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "level", "shown"), [(np.uint8, 1, 13), (np.uint8, 5, 38), (np.uint16, 128, 6)]
+)
+def test_shadows_of_linear_gray_stay(dtype: type, level: int, shown: int, tmp_path: Path) -> None:
+    pixels = np.full((16, 16, 1), level, dtype)
+    assert (web_pixels(pixels, linear_gray_profile()) == shown).all()
+    write_photo(Photo(pixels=pixels, icc=linear_gray_profile()), tmp_path / "x.webp")  # has no gray
+    back = read_photo(tmp_path / "x.webp")
+    assert back.icc == srgb_profile()
+    assert np.abs(back.pixels.astype(int) - shown).max() <= 1
 
 
 def test_a_profile_that_does_not_fit_is_left_out(tmp_path: Path) -> None:

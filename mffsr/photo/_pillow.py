@@ -233,16 +233,9 @@ def encode_webp(
     exif: bytes | None,
     xmp: bytes | None,
 ) -> None:
-    """Write H×W or H×W×(2..4) uint8 pixels as lossy WebP; gray becomes colour, which is all WebP has."""
-    image = Image.fromarray(pixels)
-    if image.mode == "LA":
-        gray, alpha = image.split()
-        image, icc = _colour.gray_to_srgb(gray, icc)
-        image.putalpha(alpha)
-    elif image.mode == "L":
-        image, icc = _colour.gray_to_srgb(image, icc)
+    """Write H×W×3 or H×W×4 uint8 pixels as lossy WebP."""
     blocks = {"icc_profile": icc, "exif": exif, "xmp": xmp}
     options = {name: block for name, block in blocks.items() if block}
     memory = io.BytesIO()  # Pillow hides the reason when a disk is full
-    image.save(memory, "WEBP", quality=quality, method=4, exact=True, **options)
+    Image.fromarray(pixels).save(memory, "WEBP", quality=quality, method=4, exact=True, **options)
     stream.write(memory.getbuffer())

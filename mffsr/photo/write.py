@@ -17,7 +17,7 @@ from mffsr.errors import PhotoError, UsageError
 
 from . import _jpeg, _png
 from ._atomic import atomic_output, resolve_target
-from ._colour import SPACES, icc_fault
+from ._colour import SPACES, gray_to_srgb, icc_fault
 from ._decoded import Warn, guarded, join_alpha, to_8_bit
 from ._ifd import Exif, IfdError, build_exif, parse_exif
 from .images import Photo
@@ -32,13 +32,14 @@ class _Format(NamedTuple):
     depth: int  # bits per channel
     alpha: bool
     iptc: bool
+    gray: bool = True
     largest_side: int | None = None  # pixels
 
 
 _JPEG = _Format("JPEG", depth=8, alpha=False, iptc=True, largest_side=65_500)  # libjpeg's
 _PNG = _Format("PNG", depth=16, alpha=True, iptc=False, largest_side=1_000_000)  # libpng's
 _TIFF = _Format("TIFF", depth=16, alpha=True, iptc=True)
-_WEBP = _Format("WebP", depth=8, alpha=True, iptc=False, largest_side=16_383)  # 14 bits
+_WEBP = _Format("WebP", depth=8, alpha=True, iptc=False, gray=False, largest_side=16_383)  # 14 bits
 _FORMATS = {".jpg": _JPEG, ".jpeg": _JPEG, ".png": _PNG, ".tif": _TIFF, ".tiff": _TIFF, ".webp": _WEBP}
 OUTPUT_EXTENSIONS = tuple(_FORMATS)
 
@@ -110,6 +111,8 @@ def write_photo(
     with atomic_output(path, overwrite=overwrite) as stream, guarded(path, doing="cannot be written"):
         icc = _usable_icc(photo, tell)
         pixels, alpha = photo.pixels, photo.alpha
+        if not form.gray and pixels.shape[2] == 1:
+            pixels, icc = gray_to_srgb(pixels, icc)
         if form.depth == 8:
             pixels, alpha = to_8_bit(pixels), None if alpha is None else to_8_bit(alpha)
         if not form.alpha and alpha is not None:
