@@ -373,6 +373,13 @@ def test_heif_of_more_than_8_bits_is_told(bits: int, told: bool) -> None:
     assert any("read as 8" in text for text in warnings) == told
 
 
+@pytest.mark.parametrize(("points", "told"), [((1, 13), False), ((12, 13), True), ((1, 16), True)])
+def test_colours_of_a_heif_other_than_srgb_are_told(points: tuple[int, int], told: bool) -> None:
+    warnings: list[str] = []
+    _tell_of_losses(io.BytesIO(b"colrnclx" + struct.pack(">HH", *points)), warnings.append)
+    assert any("not those of sRGB" in text for text in warnings) == told
+
+
 def test_pnm(tmp_path: Path) -> None:
     pixels = smooth(dtype=np.uint16)
     (tmp_path / "x.ppm").write_bytes(b"P6 # made here\n80 60\n65535\n" + pixels.astype(">u2").tobytes())
