@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -17,7 +18,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mffsr.engine import fuse_bracket
-from mffsr.photo import XMP_NAMESPACE, OutputMetadata, Photo, output_metadata, read_photo, write_photo
+from mffsr.photo import (
+    XMP_NAMESPACE,
+    OutputMetadata,
+    Photo,
+    is_result,
+    output_metadata,
+    read_photo,
+    write_photo,
+)
 from mffsr.photo._ifd import Exif, IfdError, Value, build_exif, parse_exif
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
@@ -212,6 +221,16 @@ def test_damaged_exif_is_told() -> None:
     assert "damaged EXIF entries" in told[0]
     with pytest.raises(IfdError):
         parse_exif(b"II*\0\xff\xff\xff\x7f")
+
+
+def test_only_a_file_is_a_result(tmp_path: Path) -> None:
+    made = derive(plain_photo())
+    write_photo(plain_photo(xmp=made.xmp), tmp_path / "result.png")
+    write_photo(plain_photo(), tmp_path / "photo.png")
+    (tmp_path / "empty.png").touch()
+    os.mkfifo(tmp_path / "pipe.png")  # nobody writes into it: to open it waits for ever
+    names = ("result.png", "photo.png", "empty.png", "pipe.png", "missing.png", "nul\0.png")
+    assert [name for name in names if is_result(tmp_path / name)] == ["result.png"]
 
 
 # ------------------------------------------------------------------ resolution and description

@@ -55,7 +55,6 @@ class Header:
     channels: int
     format: str
     has_alpha: bool = False
-    path: Path | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -123,14 +123,14 @@ class _Layout:
         )
 
 
-def header(stream: BinaryIO) -> tuple[Header, bytes | None, bytes | None]:
-    """The header as stored in the file, with the EXIF and XMP blocks that may turn the picture."""
+def header(stream: BinaryIO) -> tuple[Header, bytes | None]:
+    """The header as stored in the file, with its XMP; that or `orientation` may turn the picture."""
     reader = TiffReader(stream)
     _check_page(reader)
     stream.seek(0)
     with tifffile.TiffFile(stream) as tiff:
         layout = _Layout(cast("tifffile.TiffPage", tiff.pages[0]))
-    return layout.header(), None, _field(reader, _XMP)
+    return layout.header(), _field(reader, _XMP)
 
 
 def orientation(stream: BinaryIO) -> int | None:

@@ -113,7 +113,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     path = Path(path)
     with open_photo(path) as stream, guarded(path):
-        return _header(stream, path, _sniff.sniff(stream, path))
+        return _header(stream, _sniff.sniff(stream, path))
 
 
 def read_photo(
@@ -134,10 +134,10 @@ def read_photo(
     with open_photo(path) as stream:
         with guarded(path):
             form = _sniff.sniff(stream, path)
-            header = _header(stream, path, form)
+            header = _header(stream, form)
         check_pixels(header, path, max_pixels)
         with guarded(path):
-            decoded = _decode(stream, path, form, tell)
+            decoded = _decode(stream, form, tell)
             return _finish(decoded, path, form, tell)
 
 
@@ -166,7 +166,7 @@ def _millions(pixels: int) -> str:
     return f"{pixels / 1e6:.6f}".rstrip("0").rstrip(".")
 
 
-def _header(stream: BinaryIO, path: Path, form: str) -> Header:
+def _header(stream: BinaryIO, form: str) -> Header:
     """The header with the upright size."""
     turned: int | None = None
     exif: bytes | None
@@ -179,12 +179,12 @@ def _header(stream: BinaryIO, path: Path, form: str) -> Header:
         case "TIFF":
             from . import _tiff
 
-            header, exif, xmp = _tiff.header(stream)
-            turned = _tiff.orientation(stream)
+            header, xmp = _tiff.header(stream)
+            exif, turned = None, _tiff.orientation(stream)
         case "RAW":
             from . import raw
 
-            return replace(raw.header(stream), path=path)
+            return raw.header(stream)
         case _:
             from . import _pillow
 
@@ -192,10 +192,10 @@ def _header(stream: BinaryIO, path: Path, form: str) -> Header:
             turned = 1 if form == "HEIF" else None
     if _orientation(turned, exif, xmp) >= _SIDEWAYS:
         header = replace(header, width=header.height, height=header.width)
-    return replace(header, path=path)
+    return header
 
 
-def _decode(stream: BinaryIO, path: Path, form: str, warn: Warn) -> Decoded:
+def _decode(stream: BinaryIO, form: str, warn: Warn) -> Decoded:
     match form:
         case "PNG":
             return _png.decode(stream, warn)

@@ -18,7 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from ._decoded import Warn
+from mffsr.errors import PhotoError
+
+from ._decoded import Warn, open_photo
 from ._description import read_description
 from ._ifd import Exif, IfdError, Value, as_ratio, build_exif, parse_exif
 from .images import Photo
@@ -116,9 +118,9 @@ def output_metadata(
 def is_result(path: Path) -> bool:
     """Whether a file is a finished photo of this program: its XMP tells. False if it cannot be read."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with open_photo(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return content.find(XMP_NAMESPACE.encode()) >= 0
-    except (OSError, ValueError):  # ValueError: an empty file, or a NUL in the name
+    except (PhotoError, OSError):
         return False
 
 

@@ -96,7 +96,8 @@ def write_photo(
     `quality` (1..100) is that of JPEG and WebP. An existing file is refused unless `overwrite`; a
     symbolic link is followed and the file it names replaced (that it is no input, the caller checks).
     `warn` is called with one line for every part of the metadata that the format cannot hold.
-    Raises `PhotoError`, or `UsageError` for an unknown extension; then the target is as it was.
+    Raises `PhotoError`, `UsageError` for an unknown extension or ValueError for another quality; then the
+    target is as it was.
     """
     path = Path(path)
     if not 1 <= quality <= 100:
