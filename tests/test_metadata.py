@@ -284,7 +284,12 @@ def test_the_pixels_of_ome_become_a_resolution(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["b.tif", "b.png", "b.jpg"])
 @pytest.mark.parametrize(
     ("size", "stated"),
-    [("0.06453", 2 * 25_400 / 0.06453), ("0.0000131", 2 * 25_400 / 0.0000131), ("1e-9", None)],
+    [
+        ("0.06453", 2 * 25_400 / 0.06453),
+        ("0.0000131", 2 * 25_400 / 0.0000131),
+        ("0.0000105", None),
+        ("1e-9", None),
+    ],
 )
 def test_the_pixels_of_a_strong_microscope_fit_into_a_resolution(
     size: str, stated: float | None, name: str, tmp_path: Path

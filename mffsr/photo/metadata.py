@@ -55,10 +55,8 @@ _FOREIGN = (
     "http://ns.google.com/photos/1.0/",
 )
 _STALE = {f"{{{_XMP}}}Thumbnails", "{http://ns.adobe.com/xmp/note/}HasExtendedXMP"}
-_STALE |= {
-    f"{{{_EXIF}}}{name}"  # in the source's pixels
-    for name in ("FocalPlaneXResolution", "FocalPlaneYResolution", "SubjectArea", "SubjectLocation")
-}
+_IN_PIXELS = ("FocalPlaneXResolution", "FocalPlaneYResolution", "SubjectArea", "SubjectLocation")
+_STALE |= {f"{{{_EXIF}}}{name}" for name in _IN_PIXELS}
 _LARGEST_PACKET = 16 << 20
 _HEADER = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, 2.2
