@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mffsr.compare import FLOOR, UNDECIDED, Detail, detail_window
 from mffsr.frames import row_blocks
+from mffsr.photo import fill_from_nearest
 
 __all__ = ["Glow", "Labels", "fill_holes", "nearby", "settle_undecided", "undecided_regions"]
 
@@ -51,10 +52,10 @@ def fill_holes(labels: Labels, share: float = SMALLEST_REGION) -> Labels:
         return np.full_like(labels, largest[1])
     if keep.all():
         return labels
-    return _filled_from_nearest(labels, keep == 0, round(smallest**0.5))
+    return _filled_fromfill_from_nearest(labels, keep == 0, round(smallest**0.5))
 
 
-def _filled_from_nearest(labels: Labels, unknown: NDArray[np.bool_], near: int) -> Labels:
+def _filled_fromfill_from_nearest(labels: Labels, unknown: NDArray[np.bool_], near: int) -> Labels:
     """Give each unknown pixel the label of the nearest known one, which is rarely farther than `near` pixels.
 
     By a few rows at a time and those `near` them, since the search takes eighteen bytes a pixel.
@@ -65,26 +66,13 @@ def _filled_from_nearest(labels: Labels, unknown: NDArray[np.bool_], near: int) 
             continue
         outer = slice(max(0, rows.start - near), rows.stop + near)
         if unknown[outer].all():
-            return _nearest(labels, unknown)[0]
-        known, distance = _nearest(labels[outer], unknown[outer])
+            return fill_from_nearest(labels, unknown)[0]
+        known, distance = fill_from_nearest(labels[outer], unknown[outer])
         inner = slice(rows.start - outer.start, rows.stop - outer.start)
         if distance[inner].max() >= near:  # what is nearest may lie outside
-            return _nearest(labels, unknown)[0]
+            return fill_from_nearest(labels, unknown)[0]
         filled[rows] = known[inner]
     return filled
-
-
-def _nearest(labels: Labels, unknown: NDArray[np.bool_]) -> tuple[Labels, NDArray[np.float32]]:
-    """Give each unknown pixel the label of the nearest known one; also return its distance, in pixels."""
-    distance, nearest = cv2.distanceTransformWithLabels(
-        unknown.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    beside = (cv2.dilate(unknown.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0) & ~unknown
-    source = np.zeros(int(nearest.max()) + 1, np.uint16)
-    source[nearest[beside]] = labels[beside]
-    known = labels.copy()
-    known[unknown] = source[nearest[unknown]]
-    return known, np.asarray(distance, np.float32)
 
 
 def settle_undecided(labels: Labels, contrast: NDArray[np.float16], glow: NDArray[np.bool_]) -> Labels:
@@ -105,7 +93,7 @@ def settle_undecided(labels: Labels, contrast: NDArray[np.float16], glow: NDArra
     undecided |= _grown(undecided, round(min(labels.shape) * RIM)) & (contrast < DECIDED)
     if undecided.all():
         return np.full_like(labels, np.bincount(labels.ravel()).argmax())
-    around, distance = _nearest(labels, undecided)
+    around, distance = fill_from_nearest(labels, undecided)
     settled: Labels = np.where(undecided, around, labels).astype(np.uint16)
     rim = distance <= 1.5
     inside = distance > min(labels.shape) * GLOW

@@ -52,6 +52,15 @@ def full_photo(**changes: object) -> Photo:
     return replace(photo, **changes)  # type: ignore[arg-type]
 
 
+def linear_gray_profile() -> bytes:
+    """An ICC profile (v2) of gray pixels that count light."""
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)  # D50, in 1/65536
+    curve = b"curv" + bytes(8)  # the identity
+    tags = struct.pack(">I", 2) + struct.pack(">4sII4sII", b"wtpt", 156, 20, b"kTRC", 176, 12)
+    head = struct.pack(">I4sI4s4s4s", 188, b"none", 0x02100000, b"mntr", b"GRAY", b"XYZ ") + bytes(12)
+    return head + b"acsp" + bytes(28) + white[8:] + bytes(48) + tags + white + curve
+
+
 def write_chunks(path: Path, chunks: list[tuple[bytes, bytes]]) -> None:
     body = b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

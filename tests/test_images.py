@@ -19,6 +19,7 @@ from photo_samples import (
     XMP,
     camera_exif,
     full_photo,
+    linear_gray_profile,
     noisy,
     smooth,
     write_chunks,
@@ -35,8 +36,9 @@ from mffsr.photo import (
     write_photo,
 )
 from mffsr.photo._colour import srgb_profile
-from mffsr.photo._ifd import parse_exif
+from mffsr.photo._ifd import append_to_tiff, build_exif, parse_exif
 from mffsr.photo._pillow import _tell_of_losses
+from mffsr.photo.web import web_pixels
 
 # ------------------------------------------------------------------ round trips
 
@@ -146,6 +148,18 @@ def test_16_bits_are_rounded_not_cut(tmp_path: Path) -> None:
         with_depth(eight, 12)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "level", "shown"), [(np.uint8, 1, 13), (np.uint8, 5, 38), (np.uint16, 128, 6)]
+)
+def test_shadows_of_linear_gray_stay(dtype: type, level: int, shown: int, tmp_path: Path) -> None:
+    pixels = np.full((16, 16, 1), level, dtype)
+    assert (web_pixels(pixels, linear_gray_profile()) == shown).all()
+    write_photo(Photo(pixels=pixels, icc=linear_gray_profile()), tmp_path / "x.webp")  # has no gray
+    back = read_photo(tmp_path / "x.webp")
+    assert back.icc == srgb_profile()
+    assert np.abs(back.pixels.astype(int) - shown).max() <= 1
+
+
 def test_a_profile_that_does_not_fit_is_left_out(tmp_path: Path) -> None:
     photo = Photo(pixels=smooth(channels=1), icc=srgb_profile())  # an RGB profile on gray pixels
     told: list[str] = []
@@ -175,6 +189,26 @@ def test_every_orientation_becomes_upright(orientation: int, suffix: str, tmp_pa
     assert np.abs(photo.pixels.astype(int) - np.asarray(upright)).mean() < 4
     if photo.exif is not None and suffix != ".tif":
         assert parse_exif(photo.exif).main[0x0112].data == b"\0\1"
+
+
+@pytest.mark.parametrize(("orientation", "upright"), [(3, (300, 150)), (6, (150, 300))])
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_the_resolution_turns_with_the_picture(
+    orientation: int, upright: tuple[int, int], suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"x{suffix}"
+    exif = parse_exif(camera_exif(orientation))
+    exif.main[0x011A], exif.main[0x011B] = exif.rational(300), exif.rational(150)
+    exif.exif[0xA20E], exif.exif[0xA20F] = exif.rational(300), exif.rational(150)  # of the focal plane
+    write_photo(Photo(pixels=smooth(), exif=build_exif(exif), dpi=(300.0, 150.0)), path)
+    if suffix == ".tif":  # has an orientation of its own
+        with path.open("r+b") as stream:
+            append_to_tiff(stream, exif, [(0x0112, exif.integers(3, orientation))])
+    photo = read_photo(path)
+    found = parse_exif(photo.exif or b"")
+    assert photo.dpi == pytest.approx(upright, rel=1e-3)
+    assert (found.first_ratio(found.main, 0x011A), found.first_ratio(found.main, 0x011B)) == upright
+    assert (found.first_ratio(found.exif, 0xA20E), found.first_ratio(found.exif, 0xA20F)) == upright
 
 
 def test_orientation_only_in_xmp(tmp_path: Path) -> None:
@@ -337,6 +371,13 @@ def test_heif_of_more_than_8_bits_is_told(bits: int, told: bool) -> None:
     warnings: list[str] = []
     _tell_of_losses(io.BytesIO(b"\0\0\0\x20ftypheic" + bytes(30) + b"hvcC" + record), warnings.append)
     assert any("read as 8" in text for text in warnings) == told
+
+
+@pytest.mark.parametrize(("points", "told"), [((1, 13), False), ((12, 13), True), ((1, 16), True)])
+def test_colours_of_a_heif_other_than_srgb_are_told(points: tuple[int, int], told: bool) -> None:
+    warnings: list[str] = []
+    _tell_of_losses(io.BytesIO(b"colrnclx" + struct.pack(">HH", *points)), warnings.append)
+    assert any("not those of sRGB" in text for text in warnings) == told
 
 
 def test_pnm(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -17,7 +18,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mffsr.engine import fuse_bracket
-from mffsr.photo import XMP_NAMESPACE, OutputMetadata, Photo, output_metadata, read_photo, write_photo
+from mffsr.photo import (
+    XMP_NAMESPACE,
+    OutputMetadata,
+    Photo,
+    is_result,
+    output_metadata,
+    read_photo,
+    write_photo,
+)
 from mffsr.photo._ifd import Exif, IfdError, Value, build_exif, parse_exif
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
@@ -214,6 +223,16 @@ def test_damaged_exif_is_told() -> None:
         parse_exif(b"II*\0\xff\xff\xff\x7f")
 
 
+def test_only_a_file_is_a_result(tmp_path: Path) -> None:
+    made = derive(plain_photo())
+    write_photo(plain_photo(xmp=made.xmp), tmp_path / "result.png")
+    write_photo(plain_photo(), tmp_path / "photo.png")
+    (tmp_path / "empty.png").touch()
+    os.mkfifo(tmp_path / "pipe.png")  # nobody writes into it: to open it waits for ever
+    names = ("result.png", "photo.png", "empty.png", "pipe.png", "missing.png", "nul\0.png")
+    assert [name for name in names if is_result(tmp_path / name)] == ["result.png"]
+
+
 # ------------------------------------------------------------------ resolution and description
 
 
@@ -260,6 +279,121 @@ def test_the_pixels_of_ome_become_a_resolution(tmp_path: Path) -> None:
         assert 0x010E not in exif.main
         assert exif.first_ratio(exif.main, 0x011A) == 101_600
         assert exif.first_ratio(exif.main, 0x011B) == 203_200
+
+
+@pytest.mark.parametrize("name", ["b.tif", "b.png", "b.jpg"])
+@pytest.mark.parametrize(
+    ("size", "stated"),
+    [
+        ("0.06453", 2 * 25_400 / 0.06453),
+        ("0.0000131", 2 * 25_400 / 0.0000131),
+        ("0.0000105", None),
+        ("1e-9", None),
+    ],
+)
+def test_the_pixels_of_a_strong_microscope_fit_into_a_resolution(
+    size: str, stated: float | None, name: str, tmp_path: Path
+) -> None:
+    ome = {"axes": "YX", "PhysicalSizeX": size, "PhysicalSizeY": size}
+    tifffile.imwrite(tmp_path / "a.ome.tif", np.zeros((4, 6), np.uint16), ome=True, metadata=ome)
+    again = enlarged(tmp_path / "a.ome.tif", 2, tmp_path / name)
+    if stated is None:  # more than the numbers of TIFF and EXIF can hold
+        assert again.dpi is None
+    else:
+        exif = parse_exif(again.exif or b"")
+        assert exif.first_ratio(exif.main, 0x011A) == pytest.approx(stated, rel=1e-8)
+
+
+def test_what_counts_in_pixels_follows_the_scale_or_goes() -> None:
+    exif = camera_exif()
+    exif.exif[0xA20E] = exif.rational(1000.5)  # FocalPlaneXResolution
+    exif.exif[0xA20F] = Value(12, 1, struct.pack("<d", 2000))  # FocalPlaneYResolution, which is no double
+    exif.exif[0x9214] = exif.exif[0xA214] = exif.integers(3, 3, 2)  # SubjectArea, SubjectLocation
+    stated = 'tiff:XResolution="72" tiff:YResolution="72" tiff:ResolutionUnit="3" exif:SubjectLocation="3 2"'
+    packet = PACKET.replace(b"xmp:Rating", f'xmlns:exif="{EXIF[1:-1]}" {stated} xmp:Rating'.encode())
+    area = b"<exif:SubjectArea><rdf:Seq><rdf:li>3</rdf:li></rdf:Seq></exif:SubjectArea></rdf:Description>"
+    packet = packet.replace(b"</rdf:Description>", area)
+    photo = plain_photo(exif=build_exif(exif), xmp=packet, dpi=(72.0, 36.5))
+    made = derive(photo)
+    found = parse_exif(made.exif)
+    assert found.first_ratio(found.exif, 0xA20E) == 3001.5
+    assert not {0xA20F, 0x9214, 0xA214} & set(found.exif)
+    text = properties(made.xmp)
+    assert text[f"{TIFF}XResolution"] == "216/1"
+    assert text[f"{TIFF}YResolution"] == "219/2"
+    assert text[f"{TIFF}ResolutionUnit"] == "2"
+    unknown = derive(replace(photo, dpi=None))
+    for packet in (made.xmp, unknown.xmp):
+        assert not [name for name in properties(packet) if "Subject" in name]
+    assert not [name for name in properties(unknown.xmp) if "Resolution" in name]
+
+
+ZEISS = "0\r\nAP_PIXEL_SIZE\r\nPixel Size = 9 nm\r\nAP_IMAGE_PIXEL_SIZE\r\nImage Pixel Size = {}\r\n\0"
+FEI = "[Scan]\r\nDwell=1e-007\r\nPixelWidth={}\r\nPixelHeight=2e-008\r\n[EScan]\r\nPixelWidth=1\r\n\0"
+
+
+@pytest.mark.parametrize(
+    ("tag", "notes", "micrometres"),
+    [
+        (34118, ZEISS.format("10.00 nm"), (0.01, 0.01)),
+        (34118, ZEISS.format("1.5 µm"), (1.5, 1.5)),
+        (34118, ZEISS.format("0.0 nm"), None),
+        (34118, ZEISS.format("1.2.3 nm"), None),
+        (34118, ZEISS.format("1 furlong"), None),
+        (34682, FEI.format("1e-008"), (0.01, 0.02)),
+        (34680, FEI.format("wide"), None),
+    ],
+)
+def test_the_calibration_of_an_electron_microscope_becomes_a_resolution(
+    tag: int, notes: str, micrometres: tuple[float, float] | None, tmp_path: Path
+) -> None:
+    data = notes.encode("cp1252")
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.zeros((4, 6), np.uint8), extratags=[(tag, 2, len(data), data, True)]
+    )
+    again = enlarged(tmp_path / "a.tif", 2, tmp_path / "b.tif")
+    exif = parse_exif(again.exif or b"")
+    assert tag not in exif.main  # it gives the unenlarged pixels' size
+    if micrometres is None:
+        assert again.dpi is None
+    else:
+        found = tuple(exif.first_ratio(exif.main, resolution) for resolution in (0x011A, 0x011B))
+        assert found == pytest.approx(tuple(2 * 25_400 / side for side in micrometres))
+
+
+def test_private_fields_of_a_file_s_own_pixels_stay_behind(tmp_path: Path) -> None:
+    kept = {0x013B: "Artist", 0x8298: "Rights", 0x9003: "2024:05:06 07:08:09", 0x9C9B: "Title"}
+    exif = Exif()
+    exif.main = {tag: exif.text(text) for tag, text in kept.items()}
+    for tag in (33550, 33560, 33628, 33629, 34361, 34362, 34412, 34735, 42112):  # maps, stacks, calibrations
+        exif.main[tag] = Value(7, 30, bytes(30))
+    write_photo(plain_photo(exif=build_exif(exif)), tmp_path / "a.tif")
+    assert set(parse_exif(read_photo(tmp_path / "a.tif").exif or b"").main) >= set(kept)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        assert tiff.asarray().shape == (4, 6, 3)
+        assert {tag.code for tag in tiff.pages[0].tags if tag.code >= 0x8000} == set(kept) - {0x013B}  # type: ignore[union-attr]
+
+
+def test_planes_of_a_metamorph_stack_are_told(tmp_path: Path) -> None:
+    for planes in (1, 3):
+        field = (33629, 5, planes, (1, 1) * planes, True)
+        tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 6), np.uint8), extratags=[field], metadata=None)
+        told: list[str] = []
+        read_photo(tmp_path / "a.tif", warn=told.append)
+        assert ["several pages" in text for text in told] == [True] * (planes > 1)
+
+
+@pytest.mark.parametrize("encoding", ["foo", "hex", "latin-1"])
+def test_an_encoding_that_is_none_costs_nothing(encoding: str) -> None:
+    declared = f'<?xml version="1.0" encoding="{encoding}"?>'
+    packet = (declared + PACKET.decode().split("?>", 1)[1].replace("kept", "größer")).encode()
+    ome = f'{declared}<OME><Pixels PhysicalSizeX="1" PhysicalSizeY="1" PhysicalSizeXUnit="µm"/></OME>\0'
+    exif = Exif(main={0x010E: Value(2, len(ome.encode()), ome.encode())})
+    told: list[str] = []
+    made = derive(plain_photo(exif=build_exif(exif), xmp=packet), warn=told.append)
+    assert told == []
+    assert made.dpi == (3 * 25_400, 3 * 25_400)
+    assert properties(made.xmp)["{http://example.org/own/}note"] == "größer & safe"
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,11 @@ ADOBE = struct.pack(">8I", 31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000
         ([(b"gAMA", struct.pack(">I", 45455)), (b"cHRM", ADOBE)], True),
         ([(b"sRGB", b"\0"), (b"cHRM", ADOBE)], False),
         ([(b"gAMA", b"?")], False),
+        ([(b"cICP", bytes([1, 13, 0, 1]))], False),
+        ([(b"cICP", bytes([9, 16, 0, 1]))], True),
+        ([(b"cICP", bytes([1, 16, 0, 1]))], True),  # PQ
+        ([(b"cICP", bytes([1, 8, 0, 1]))], True),  # linear light
+        ([(b"cICP", b"")], False),
     ],
 )
 def test_a_png_whose_colours_no_profile_describes(tmp_path: Path, chunks: list, told: bool) -> None:
@@ -228,4 +233,4 @@ def test_a_png_whose_colours_no_profile_describes(tmp_path: Path, chunks: list, 
     write_chunks(tmp_path / "x.png", [(b"IHDR", head), *chunks, pixels, (b"IEND", b"")])
     warnings: list[str] = []
     read_photo(tmp_path / "x.png", warn=warnings.append)
-    assert any("gAMA and cHRM" in text for text in warnings) == told
+    assert any("they are read as sRGB" in text for text in warnings) == told

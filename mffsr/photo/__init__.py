@@ -1,6 +1,6 @@
 """Files ↔ pixels: nothing of torch."""
 
-from ._alpha import fill_transparent
+from ._alpha import fill_from_nearest, fill_transparent
 from ._atomic import atomic_output, resolve_target
 from ._decoded import Header, Pixels
 from .images import MAX_PIXELS, Photo, check_pixels, check_registrable, read_header, read_photo, with_depth
@@ -19,6 +19,7 @@ __all__ = [
     "check_pixels",
     "check_registrable",
     "check_target",
+    "fill_from_nearest",
     "fill_transparent",
     "is_result",
     "output_metadata",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 
 from ._decoded import Warn
-from ._ifd import Exif, IfdError, TiffReader, parse_exif
+from ._ifd import RATIONAL, Entry, Exif, IfdError, TiffReader, parse_exif
 
 __all__ = [
     "exif_orientation",
@@ -19,6 +20,8 @@ __all__ = [
 ]
 
 _ORIENTATION = 274
+_EXIF = 0x8769  # pointer to the EXIF directory
+_RESOLUTIONS, _FOCAL_PLANE_RESOLUTIONS = (282, 283), (0xA20E, 0xA20F)  # across and down
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|\s*>)\s*)([1-8])(?=\s*[\"'<])")
 
 
@@ -50,21 +53,39 @@ def _find_orientation(block: bytes | None) -> tuple[int | None, tuple[int, int] 
         return None, None
 
 
-def upright_exif(block: bytes | None, warn: Warn) -> bytes | None:
-    """The block with orientation 1 and not a byte changed elsewhere; None, with a warning, if unreadable."""
+def upright_exif(block: bytes | None, warn: Warn, *, sideways: bool) -> bytes | None:
+    """The block with orientation 1 and not a byte changed elsewhere; None, with a warning, if unreadable.
+
+    Where the stored picture lies `sideways`, what it states across and down changes places.
+    """
     if not block:
         return None
     try:
         reader = TiffReader(io.BytesIO(block))
-        reader.directory(reader.first)
+        main = reader.directory(reader.first).entries
     except IfdError as fault:
         warn(f"the EXIF data is damaged and left out ({fault})")
         return None
+    upright = bytearray(block)
+    if sideways:
+        _swap(upright, reader, main, *_RESOLUTIONS)
+        with contextlib.suppress(IfdError, IndexError, KeyError):
+            inner = reader.directory(reader.integers(main[_EXIF])[0]).entries
+            _swap(upright, reader, inner, *_FOCAL_PLANE_RESOLUTIONS)
     _, place = _find_orientation(block)
-    if place is None:
-        return block
-    one = (1).to_bytes(place[1], "little" if reader.order == "<" else "big")
-    return block[: place[0]] + one + block[place[0] + place[1] :]
+    if place is not None:
+        one = (1).to_bytes(place[1], "little" if reader.order == "<" else "big")
+        upright[place[0] : place[0] + place[1]] = one
+    return bytes(upright)
+
+
+def _swap(block: bytearray, reader: TiffReader, entries: dict[int, Entry], one: int, other: int) -> None:
+    """Exchange the values of two fields, if both are a RATIONAL."""
+    with contextlib.suppress(IfdError, KeyError):
+        if entries[one][:2] == entries[other][:2] == (RATIONAL, 1):
+            values = reader.raw(entries[one]), reader.raw(entries[other])
+            for tag, value in zip((other, one), values, strict=True):
+                block[entries[tag].position : entries[tag].position + len(value)] = value
 
 
 def exif_resolution(block: bytes | None) -> tuple[float, float] | None:

@@ -27,6 +27,7 @@ __all__ = [
     "Warn",
     "guarded",
     "join_alpha",
+    "like_srgb",
     "open_photo",
     "split_alpha",
     "to_8_bit",
@@ -54,7 +55,6 @@ class Header:
     channels: int
     format: str
     has_alpha: bool = False
-    path: Path | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -92,6 +92,14 @@ def join_alpha(pixels: Pixels, alpha: Pixels | None) -> Pixels:
     if alpha is not None:
         return np.concatenate([pixels, alpha[:, :, None]], axis=2)
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+
+
+def like_srgb(primaries: int, transfer: int) -> bool:
+    """Whether colours of these code points (ITU-T H.273) can be read as sRGB.
+
+    BT.709's primaries and its curve, sRGB's, that of gamma 2.2, or unspecified; not PQ, HLG or linear light.
+    """
+    return primaries in (1, 2) and transfer in (1, 2, 4, 6, 13, 14, 15)
 
 
 _DIVIDED_BY_257 = ((np.arange(65536, dtype=np.uint32) + 128) // 257).astype(np.uint8)

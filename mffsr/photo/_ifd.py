@@ -17,6 +17,7 @@ from fractions import Fraction
 from typing import BinaryIO, Literal, NamedTuple
 
 __all__ = [
+    "RATIONAL",
     "Entry",
     "Exif",
     "IfdError",
@@ -24,11 +25,13 @@ __all__ = [
     "UnknownTypeError",
     "Value",
     "append_to_tiff",
+    "as_ratio",
     "build_exif",
     "parse_exif",
 ]
 
 BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED = 1, 2, 3, 4, 5, 7
+_LARGEST_LONG = (1 << 32) - 1
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _TYPE_SIZES |= {16: 8, 17: 8, 18: 8}  # BigTIFF
 _INTEGER_CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
@@ -149,6 +152,12 @@ class Value(NamedTuple):
     home: int = 0
 
 
+def as_ratio(number: float) -> Fraction:
+    """A non-negative number as two of 32 bits, as exact as these allow."""
+    number = min(max(number, 0.0), float(_LARGEST_LONG))
+    return Fraction(number).limit_denominator(min(10_000, int(_LARGEST_LONG / max(number, 1.0))))
+
+
 @dataclass(kw_only=True)
 class Exif:
     """An EXIF block without its thumbnail. `order` is "<" or ">"; the rest maps tags to values."""
@@ -173,20 +182,22 @@ class Exif:
 
     def rational(self, number: float) -> Value:
         """One non-negative RATIONAL, as exact as 32 bits allow."""
-        ratio = Fraction(min(max(number, 0.0), 4e9)).limit_denominator(10_000)
+        return self._rational(as_ratio(number))
+
+    def _rational(self, ratio: Fraction) -> Value:
         return Value(RATIONAL, 1, struct.pack(self.order + "II", ratio.numerator, ratio.denominator))
 
-    def multiplied(self, value: Value, factor: int) -> Value:
-        """One RATIONAL times a factor, exact where 32 bits allow; any other value as it is."""
-        if value.type != RATIONAL or value.number != 1:
-            return value
-        above, below = struct.unpack(self.order + "II", value.data)
-        if not below:
-            return value
-        ratio = Fraction(above * factor, below)
-        if ratio.numerator >= 1 << 32:
-            return self.rational(float(ratio))
-        return Value(RATIONAL, 1, struct.pack(self.order + "II", ratio.numerator, ratio.denominator))
+    def multiply(self, directory: dict[int, Value], tags: Iterable[int], factor: int) -> None:
+        """Multiply RATIONALs, exactly where 32 bits allow; whatever else stands there is left out."""
+        for tag in tags:
+            value = directory.pop(tag, None)
+            if value is None or value.type != RATIONAL or value.number != 1:
+                continue
+            above, below = struct.unpack(self.order + "II", value.data)
+            if below:
+                ratio = Fraction(above * factor, below)
+                fits = ratio.numerator <= _LARGEST_LONG
+                directory[tag] = self._rational(ratio if fits else as_ratio(float(ratio)))
 
     def first_integer(self, directory: dict[int, Value], tag: int) -> int | None:
         """The first integer of a value, or None."""

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageFile, JpegImagePlugin, WebPImagePlugin
 
 from . import _colour
-from ._decoded import Decoded, Header, Pixels, UnsupportedError, Warn
+from ._decoded import Decoded, Header, Pixels, UnsupportedError, Warn, like_srgb
 
 __all__ = ["check_boxes", "decode", "decode_small", "encode_webp", "header"]
 
@@ -178,8 +178,9 @@ def _tell_of_losses(stream: BinaryIO, warn: Warn) -> None:
     deep = deep or (0 <= hevc < len(head) - 21 and head[hevc + 21] & 7)  # ISO/IEC 14496-15, 8.3.3.1
     if deep:
         warn("its 10 or 12 bits per channel are read as 8")
-    at = head.find(b"colrnclx")  # ISO/IEC 14496-12, 12.1.5; 1: BT.709, 2: unspecified
-    if at >= 0 and int.from_bytes(head[at + 8 : at + 10], "big") not in (1, 2) and b"colrprof" not in head:
+    at = head.find(b"colrnclx")  # ISO/IEC 14496-12, 12.1.5
+    points = [int.from_bytes(head[start : start + 2], "big") for start in (at + 8, at + 10)]
+    if at >= 0 and not like_srgb(*points) and b"colrprof" not in head:
         warn("its colours are not those of sRGB, yet it has no ICC profile; they will look duller")
 
 
@@ -233,16 +234,9 @@ def encode_webp(
     exif: bytes | None,
     xmp: bytes | None,
 ) -> None:
-    """Write H×W or H×W×(2..4) uint8 pixels as lossy WebP; gray becomes colour, which is all WebP has."""
-    image = Image.fromarray(pixels)
-    if image.mode == "LA":
-        gray, alpha = image.split()
-        image, icc = _colour.gray_to_srgb(gray, icc)
-        image.putalpha(alpha)
-    elif image.mode == "L":
-        image, icc = _colour.gray_to_srgb(image, icc)
+    """Write H×W×3 or H×W×4 uint8 pixels as lossy WebP."""
     blocks = {"icc_profile": icc, "exif": exif, "xmp": xmp}
     options = {name: block for name, block in blocks.items() if block}
     memory = io.BytesIO()  # Pillow hides the reason when a disk is full
-    image.save(memory, "WEBP", quality=quality, method=4, exact=True, **options)
+    Image.fromarray(pixels).save(memory, "WEBP", quality=quality, method=4, exact=True, **options)
     stream.write(memory.getbuffer())

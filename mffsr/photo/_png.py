@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple, cast
 import imagecodecs
 import numpy as np
 
-from ._decoded import Decoded, Header, Pixels, Warn
+from ._decoded import Decoded, Header, Pixels, Warn, like_srgb
 
 __all__ = ["SIGNATURE", "decode", "encode", "header"]
 
@@ -22,10 +22,11 @@ _LARGEST_METADATA = 16 << 20
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
 _CHANNELS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}
 _DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
-# Adam7: first column, first row, column step, row step of each pass (PNG, section 8.2).
-_SRGB_GAMMA = (45455,)  # these in 1/100000
+# gAMA and cHRM of sRGB, in 1/100000; programs round them in different places.
+_SRGB_GAMMA = (45455,)
 _SRGB_CHROMATICITIES = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
-_ROUNDED = 500  # programs round them in different places
+_ROUNDED = 500
+# Adam7: first column, first row, column step, row step of each pass (PNG, section 8.2).
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
@@ -215,7 +216,7 @@ def _take_metadata(chunk: _Chunk, result: Decoded, warn: Warn) -> None:
             across, down, unit = struct.unpack(">IIB", data)
             if unit == 1 and across and down:
                 result.dpi = (across * 0.0254, down * 0.0254)
-        elif kind == b"cICP" and data[:1] not in (b"\1", b"\2"):  # primaries of BT.709, unspecified
+        elif kind == b"cICP" and not like_srgb(data[0], data[1]):
             warn("its colours are described by code points instead of a profile; they are read as sRGB")
     except (ValueError, IndexError, zlib.error) as fault:
         warn(f"the metadata chunk {kind.decode('latin-1')} is damaged and left out ({fault})")

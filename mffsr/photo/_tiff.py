@@ -16,26 +16,37 @@ from PIL import Image
 from . import _colour
 from ._blocks import resolution_of
 from ._decoded import Decoded, Header, Pixels, UnsupportedError, Warn
+from ._description import noted_resolution
 from ._ifd import Exif, IfdError, TiffReader, UnknownTypeError, Value, append_to_tiff, build_exif, parse_exif
 
 __all__ = ["check_segments", "decode", "descriptive", "encode", "header"]
 
 _BIG = 3_800_000_000  # bytes of pixels from which classic TIFF's 32-bit offsets may not suffice
 _ICC, _XMP, _IPTC = 34675, 700, 33723
+_NOTES = (34118, 34680, 34682)  # of electron microscopes, by Zeiss and FEI
+_PLANES = 33629  # one number for each plane of a MetaMorph stack
 _RESOLUTION = (282, 283, 296)
 _STRIPS, _TILES = (273, 279), (324, 325)  # tags of offsets and byte counts
 
-# Fields that describe the pixels of the file itself and must not travel into another file:
-# layout, codecs, YCbCr, sub-directories, XMP, IPTC, Photoshop, ICC, CFA and DNG data.
+# Fields that describe the pixels of the file itself and must not travel into another file: layout,
+# orientation, codecs, YCbCr, sub-directories, XMP.
 _STRUCTURAL = {
-    *range(254, 260), 262, 263, 264, 265, 266, 273, *range(277, 282), 284, *range(288, 294), 297, 301,
-    *range(317, 348), *range(512, 533), 700, 33421, 33422, 33423, 33723, 34377, 34675, 37724,
+    *range(254, 260), 262, 263, 264, 265, 266, 273, 274, *range(277, 282), 284, *range(288, 294), 297, 301,
+    *range(317, 348), *range(512, 533), 700,
+}  # fmt: skip
+# Most private fields do, too: stacks and calibrations of microscopes, maps, CFA and DNG data. Only these
+# pass: copyright, EXIF (but for TIFF/EP's pixels of the sensor and place of the subject), what Windows
+# notes, PrintImageMatching.
+_PRIVATE = 32768
+_DESCRIPTIVE = {
+    33432, 33434, 33437, *range(34850, 34870), *range(36864, 37390), *range(37393, 37396),
+    *range(37397, 37523), *range(37888, 37894), *range(40091, 40096), *range(40960, 42083), 42240, 50341,
 }  # fmt: skip
 
 
 def descriptive(tag: int) -> bool:
     """Whether a field of the main directory tells of the photo rather than of the file's layout."""
-    return tag not in _STRUCTURAL and tag < 50706 and tag not in (274,)
+    return tag in _DESCRIPTIVE if tag >= _PRIVATE else tag not in _STRUCTURAL
 
 
 def check_segments(reader: TiffReader, offset: int) -> None:
@@ -112,14 +123,14 @@ class _Layout:
         )
 
 
-def header(stream: BinaryIO) -> tuple[Header, bytes | None, bytes | None]:
-    """The header as stored in the file, with the EXIF and XMP blocks that may turn the picture."""
+def header(stream: BinaryIO) -> tuple[Header, bytes | None]:
+    """The header as stored in the file, with its XMP; that or `orientation` may turn the picture."""
     reader = TiffReader(stream)
     _check_page(reader)
     stream.seek(0)
     with tifffile.TiffFile(stream) as tiff:
         layout = _Layout(cast("tifffile.TiffPage", tiff.pages[0]))
-    return layout.header(), None, _field(reader, _XMP)
+    return layout.header(), _field(reader, _XMP)
 
 
 def orientation(stream: BinaryIO) -> int | None:
@@ -144,7 +155,8 @@ def decode(stream: BinaryIO, warn: Warn) -> Decoded:
     """Decode the first page; raises for damage and for kinds that are no photographs."""
     reader = TiffReader(stream)
     _check_page(reader)
-    if reader.directory(reader.first).next:
+    main = reader.directory(reader.first)
+    if main.next or (_PLANES in main.entries and main.entries[_PLANES].number > 1):
         warn("several pages: only the first is used")
     stream.seek(0)
     with tifffile.TiffFile(stream) as tiff:
@@ -212,7 +224,10 @@ def _interpret(pixels: np.ndarray, layout: _Layout, colormap: np.ndarray | None)
 
 
 def _resolution(reader: TiffReader) -> tuple[float, float] | None:
-    """Dots per inch from XResolution, YResolution and ResolutionUnit."""
+    """Dots per inch by an electron microscope's notes, else by XResolution, YResolution, ResolutionUnit."""
+    for tag in _NOTES:
+        if (notes := _field(reader, tag)) and (calibrated := noted_resolution(notes)):
+            return calibrated
     with contextlib.suppress(IfdError):
         found = parse_exif(reader, keep=_RESOLUTION.__contains__)
         return resolution_of(found)

@@ -113,7 +113,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     path = Path(path)
     with open_photo(path) as stream, guarded(path):
-        return _header(stream, path, _sniff.sniff(stream, path))
+        return _header(stream, _sniff.sniff(stream, path))
 
 
 def read_photo(
@@ -134,10 +134,10 @@ def read_photo(
     with open_photo(path) as stream:
         with guarded(path):
             form = _sniff.sniff(stream, path)
-            header = _header(stream, path, form)
+            header = _header(stream, form)
         check_pixels(header, path, max_pixels)
         with guarded(path):
-            decoded = _decode(stream, path, form, tell)
+            decoded = _decode(stream, form, tell)
             return _finish(decoded, path, form, tell)
 
 
@@ -166,7 +166,7 @@ def _millions(pixels: int) -> str:
     return f"{pixels / 1e6:.6f}".rstrip("0").rstrip(".")
 
 
-def _header(stream: BinaryIO, path: Path, form: str) -> Header:
+def _header(stream: BinaryIO, form: str) -> Header:
     """The header with the upright size."""
     turned: int | None = None
     exif: bytes | None
@@ -179,23 +179,23 @@ def _header(stream: BinaryIO, path: Path, form: str) -> Header:
         case "TIFF":
             from . import _tiff
 
-            header, exif, xmp = _tiff.header(stream)
-            turned = _tiff.orientation(stream)
+            header, xmp = _tiff.header(stream)
+            exif, turned = None, _tiff.orientation(stream)
         case "RAW":
             from . import raw
 
-            return replace(raw.header(stream), path=path)
+            return raw.header(stream)
         case _:
             from . import _pillow
 
             header, exif, xmp = _pillow.header(stream, form)
             turned = 1 if form == "HEIF" else None
-    if _orientation(turned, exif, xmp) >= 5:
+    if _orientation(turned, exif, xmp) >= _SIDEWAYS:
         header = replace(header, width=header.height, height=header.width)
-    return replace(header, path=path)
+    return header
 
 
-def _decode(stream: BinaryIO, path: Path, form: str, warn: Warn) -> Decoded:
+def _decode(stream: BinaryIO, form: str, warn: Warn) -> Decoded:
     match form:
         case "PNG":
             return _png.decode(stream, warn)
@@ -223,6 +223,7 @@ def _orientation(stated: int | None, exif: bytes | None, xmp: bytes | None) -> i
     return 1
 
 
+_SIDEWAYS = 5  # from this EXIF orientation on, rows are stored as columns
 # EXIF orientation → what makes the picture upright (EXIF 2.32, 4.6.4): flip rows, flip columns, transpose.
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda a: a,
@@ -240,8 +241,9 @@ def _finish(decoded: Decoded, path: Path, form: str, warn: Warn) -> Photo:
     """Turn the pixels upright, part the alpha, and bring the metadata into agreement with them."""
     exif = _blocks.strip_exif_prefix(decoded.exif)
     xmp = decoded.xmp or None
-    turned = _UPRIGHT[_orientation(decoded.orientation, exif, xmp)]
-    pixels, alpha = split_alpha(turned(decoded.pixels))
+    orientation = _orientation(decoded.orientation, exif, xmp)
+    sideways = orientation >= _SIDEWAYS
+    pixels, alpha = split_alpha(_UPRIGHT[orientation](decoded.pixels))
     icc = decoded.icc
     if icc is not None and form == "PNG":
         from ._colour import SPACES, icc_fault
@@ -250,11 +252,13 @@ def _finish(decoded: Decoded, path: Path, form: str, warn: Warn) -> Photo:
             warn(f"the colour profile {fault}; it is left out and sRGB assumed")
             icc = None
     dpi = decoded.dpi or _blocks.exif_resolution(exif)
+    if dpi is not None and sideways:
+        dpi = dpi[1], dpi[0]
     return Photo(
         pixels=pixels,
         alpha=alpha,
         icc=icc,
-        exif=_blocks.upright_exif(exif, warn),
+        exif=_blocks.upright_exif(exif, warn, sideways=sideways),
         xmp=_blocks.upright_xmp(xmp),
         dpi=dpi,
         path=path,

@@ -1,7 +1,8 @@
 """The metadata of a finished photo: what the camera wrote, put right for the new picture.
 
-Kept: camera, lens, exposure, dates, place, author, rights, ratings, and what is not understood.
-Dropped: the thumbnail, gain maps, depth maps and other references to data that are not carried along.
+Kept: camera, lens, exposure, dates, place, author, rights, ratings, and of EXIF and XMP what is not
+understood. Dropped: the thumbnail, gain maps, depth maps and other references to data that are not
+carried along, a TIFF's private fields.
 Corrected: orientation, pixel dimensions, resolution, descriptions that state them. Added: that this is a
 composite, of which frames, made by which program with which options (EXIF 2.32, CompositeImage; XMP,
 xmpMM:DerivedFrom).
@@ -17,9 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from ._decoded import Warn
+from mffsr.errors import PhotoError
+
+from ._decoded import Warn, open_photo
 from ._description import read_description
-from ._ifd import Exif, IfdError, Value, build_exif, parse_exif
+from ._ifd import Exif, IfdError, Value, as_ratio, build_exif, parse_exif
 from .images import Photo
 
 __all__ = ["XMP_NAMESPACE", "OutputMetadata", "is_result", "output_metadata"]
@@ -52,6 +55,8 @@ _FOREIGN = (
     "http://ns.google.com/photos/1.0/",
 )
 _STALE = {f"{{{_XMP}}}Thumbnails", "{http://ns.adobe.com/xmp/note/}HasExtendedXMP"}
+_IN_PIXELS = ("FocalPlaneXResolution", "FocalPlaneYResolution", "SubjectArea", "SubjectLocation")
+_STALE |= {f"{{{_EXIF}}}{name}" for name in _IN_PIXELS}
 _LARGEST_PACKET = 16 << 20
 _HEADER = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, 2.2
@@ -111,9 +116,9 @@ def output_metadata(
 def is_result(path: Path) -> bool:
     """Whether a file is a finished photo of this program: its XMP tells. False if it cannot be read."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with open_photo(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return content.find(XMP_NAMESPACE.encode()) >= 0
-    except (OSError, ValueError):  # ValueError: an empty file, or a NUL in the name
+    except (PhotoError, OSError):
         return False
 
 
@@ -136,6 +141,7 @@ def _enlarge_resolution(
 
     None where no unit is known to us: then the fields of `exif` keep theirs.
     """
+    exif.multiply(exif.exif, (0xA20E, 0xA20F), scale)  # FocalPlaneXResolution, FocalPlaneYResolution
     value = exif.main.get(0x010E)  # ImageDescription
     if value is not None:
         text = value.data.rstrip(b"\0")
@@ -145,11 +151,9 @@ def _enlarge_resolution(
             del exif.main[0x010E]
         elif description.text != text:
             exif.main[0x010E] = Value(2, len(description.text) + 1, description.text + b"\0")
-    if dpi is not None:
+    if dpi is not None and max(dpi) * scale <= 0xFFFFFFFF:  # what TIFF and EXIF can hold
         return dpi[0] * scale, dpi[1] * scale
-    for tag in (0x011A, 0x011B):  # XResolution, YResolution
-        if tag in exif.main:
-            exif.main[tag] = exif.multiplied(exif.main[tag], scale)
+    exif.multiply(exif.main, (0x011A, 0x011B), scale)  # XResolution, YResolution
     return None
 
 
@@ -163,6 +167,8 @@ def _exif(exif: Exif, facts: _Facts) -> bytes:
         main[0x011A], main[0x011B] = exif.rational(facts.dpi[0]), exif.rational(facts.dpi[1])
         main[0x0128] = exif.integers(3, 2)  # ResolutionUnit: inch
     main[0x0131] = exif.text(facts.software)
+    for tag in (0x9214, 0xA214):  # SubjectArea, SubjectLocation: in the source's pixels
+        sub.pop(tag, None)
     sub[0xA002] = exif.integers(4, facts.width)  # PixelXDimension
     sub[0xA003] = exif.integers(4, facts.height)  # PixelYDimension
     if len(facts.frames) > 1:
@@ -197,7 +203,8 @@ def _parse(packet: bytes) -> ET.Element:
     text = packet.decode("utf-8").strip("\0\ufeff \t\r\n")
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise ValueError("a document type, which XMP must not have")  # entities could grow without bound
-    parser = ET.iterparse(io.BytesIO(text.encode()), events=("start-ns",))  # noqa: S314 - see above
+    # As text: whatever encoding the packet declares, XMP in a photo is UTF-8.
+    parser = ET.iterparse(io.StringIO(text), events=("start-ns",))  # noqa: S314 - see above
     known = set(_PREFIXES.values())
     for _, (prefix, uri) in parser:
         if uri not in known and len(known) < 200 and re.fullmatch(r"(?!ns\d+$)[A-Za-z]\w*", prefix, re.ASCII):
@@ -237,6 +244,10 @@ def _finish(root: ET.Element, facts: _Facts) -> bytes:
     ):
         if _take(descriptions, f"{{{space}}}{name}") is not None or name.startswith("Pixel"):
             ours.set(f"{{{space}}}{name}", str(side))
+    across, down = (f"{one.numerator}/{one.denominator}" for one in map(as_ratio, facts.dpi or (0, 0)))
+    for name, text in (("XResolution", across), ("YResolution", down), ("ResolutionUnit", "2")):  # inch
+        if _take(descriptions, f"{{{_TIFF}}}{name}") is not None and facts.dpi is not None:
+            ours.set(f"{{{_TIFF}}}{name}", text)
     ours.set(f"{{{_XMP}}}CreatorTool", _clean(facts.software))
     original = identity["OriginalDocumentID"] or identity["DocumentID"]
     if original:

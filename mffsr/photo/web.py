@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ._colour import SPACES, icc_fault, to_srgb
+from ._colour import SPACES, gray_to_srgb, icc_fault, to_srgb
 from ._decoded import Pixels, to_8_bit
 
 __all__ = ["jpeg", "web_pixels"]
@@ -18,11 +18,11 @@ def web_pixels(pixels: Pixels, icc: bytes | None) -> NDArray[np.uint8]:
 
     `icc` is their profile; without one, or with one that does not fit them, they count as sRGB.
     """
-    plain: NDArray[np.uint8] = to_8_bit(pixels)
     if icc is None or icc_fault(icc, SPACES[pixels.shape[2]]) is not None:
-        return plain
-    picture = to_srgb(Image.fromarray(plain[:, :, 0] if plain.shape[2] == 1 else plain), icc)
-    return np.asarray(picture)
+        return to_8_bit(pixels)
+    if pixels.shape[2] == 1:
+        return gray_to_srgb(pixels, icc)[0]
+    return np.asarray(to_srgb(Image.fromarray(to_8_bit(pixels)), icc))
 
 
 def jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:

@@ -17,7 +17,7 @@ from mffsr.errors import PhotoError, UsageError
 
 from . import _jpeg, _png
 from ._atomic import atomic_output, resolve_target
-from ._colour import SPACES, icc_fault
+from ._colour import SPACES, gray_to_srgb, icc_fault
 from ._decoded import Warn, guarded, join_alpha, to_8_bit
 from ._ifd import Exif, IfdError, build_exif, parse_exif
 from .images import Photo
@@ -32,13 +32,14 @@ class _Format(NamedTuple):
     depth: int  # bits per channel
     alpha: bool
     iptc: bool
+    gray: bool = True
     largest_side: int | None = None  # pixels
 
 
 _JPEG = _Format("JPEG", depth=8, alpha=False, iptc=True, largest_side=65_500)  # libjpeg's
 _PNG = _Format("PNG", depth=16, alpha=True, iptc=False, largest_side=1_000_000)  # libpng's
 _TIFF = _Format("TIFF", depth=16, alpha=True, iptc=True)
-_WEBP = _Format("WebP", depth=8, alpha=True, iptc=False, largest_side=16_383)  # 14 bits
+_WEBP = _Format("WebP", depth=8, alpha=True, iptc=False, gray=False, largest_side=16_383)  # 14 bits
 _FORMATS = {".jpg": _JPEG, ".jpeg": _JPEG, ".png": _PNG, ".tif": _TIFF, ".tiff": _TIFF, ".webp": _WEBP}
 OUTPUT_EXTENSIONS = tuple(_FORMATS)
 
@@ -95,7 +96,8 @@ def write_photo(
     `quality` (1..100) is that of JPEG and WebP. An existing file is refused unless `overwrite`; a
     symbolic link is followed and the file it names replaced (that it is no input, the caller checks).
     `warn` is called with one line for every part of the metadata that the format cannot hold.
-    Raises `PhotoError`, or `UsageError` for an unknown extension; then the target is as it was.
+    Raises `PhotoError`, `UsageError` for an unknown extension or ValueError for another quality; then the
+    target is as it was.
     """
     path = Path(path)
     if not 1 <= quality <= 100:
@@ -110,6 +112,8 @@ def write_photo(
     with atomic_output(path, overwrite=overwrite) as stream, guarded(path, doing="cannot be written"):
         icc = _usable_icc(photo, tell)
         pixels, alpha = photo.pixels, photo.alpha
+        if not form.gray and pixels.shape[2] == 1:
+            pixels, icc = gray_to_srgb(pixels, icc)
         if form.depth == 8:
             pixels, alpha = to_8_bit(pixels), None if alpha is None else to_8_bit(alpha)
         if not form.alpha and alpha is not None:
