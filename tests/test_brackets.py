@@ -312,6 +312,7 @@ def test_a_plan_cannot_lead_out_of_the_folder(tmp_path, name, field):
         ('[[bracket]]\nname = "x"\nphotos = [1]', "photos"),
         ('[[bracket]]\nname = 5\nphotos = ["a"]', "must be a string"),
         ("x = " + "[" * 5000, "no plan"),
+        ("x = " + "1" * 5000, "no plan|unknown key"),
     ],
 )
 def test_a_plan_that_is_none_is_refused(tmp_path, text, word):
