@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
 
 import cv2
@@ -256,7 +257,11 @@ def test_photos_are_decoded_in_order_and_gray_ones_become_rgb(tmp_path: Path) ->
         Image.fromarray(textured(100, 120, seed)).save(tmp_path / name)
     Image.fromarray(textured(100, 120, 4)[:, :, 0]).save(tmp_path / "d.png")
     (tmp_path / "notes.txt").write_text("not a photo")
-    found = load_photos(find_photos(tmp_path), CPU, smallest=96)
+    threads = []
+    found = load_photos(
+        find_photos(tmp_path), CPU, smallest=96, progress=lambda: threads.append(threading.current_thread())
+    )
+    assert threads == 4 * [threading.current_thread()]
     assert [Path(name).name for name in found.names] == ["a.jpg", "b.png", "d.png", "c.tif"]
     assert all(image.shape == (3, 100, 120) for image in found.images)
     assert torch.equal(found.images[1], torch.from_numpy(textured(100, 120, 1).transpose(2, 0, 1)))
@@ -286,6 +291,14 @@ def test_the_raw_and_the_jpeg_of_a_shot_are_one_photograph(tmp_path: Path) -> No
     for name in ("a.dng", "a.jpg", "b.HEIC", "c.avif", "c.txt"):
         (tmp_path / name).touch()
     assert [path.name for path in find_photos(tmp_path)] == ["a.jpg", "b.HEIC", "c.avif"]
+
+
+def test_hidden_files_are_no_photographs(tmp_path: Path) -> None:
+    folder = tmp_path / ".hidden" / "photos"
+    for name in ("a.jpg", "._a.jpg", ".thumbs/b.jpg", "sub/.x/y/c.jpg", "sub/d.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    assert find_photos(folder) == [folder / "a.jpg", folder / "sub" / "d.jpg"]
 
 
 def test_faulty_photos_are_all_named_before_training(tmp_path: Path) -> None:
