@@ -153,6 +153,27 @@ def test_registered_photos_go_into_no_folder_that_is_closed(quick, folder, monke
     assert "closed/al: no permission to write into closed\nchoose another folder" in result.stderr
 
 
+def test_no_empty_folder_is_left_of_registered_photos_that_cannot_be_written(quick, folder, monkeypatch):
+    def full(photo, target, **options):
+        raise PhotoError(f"{target}: cannot be written: No space left on device")
+
+    monkeypatch.setattr("mffsr.photo.write_photo", full)
+    (folder / "old").mkdir()
+    for name in ("new", "old"):
+        result = quick("a.jpg", "b.jpg", "-s", 1, "-o", "o.png", "--save-aligned", name)
+        assert result.exit_code == 1
+        assert "No space left" in result.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["a.jpg", "b.jpg", "old"]
+
+
+def test_mixed_transparency_is_known_from_the_headers(quick, folder):
+    alpha = np.full((72, 96), 255, np.uint8)
+    write_photo(Photo(pixels=read_photo("b.jpg").pixels, alpha=alpha), "b.png")
+    result = quick("a.jpg", "b.png", "-s", 1, "-n", "--no-align", "-o", "o.png")  # which decodes nothing
+    assert result.exit_code == 1
+    assert "some photos have transparency, others have none\nexport all alike" in result.stderr
+
+
 def test_a_second_run_renames_all_that_it_writes(quick, folder):
     everything = [
         "-s",

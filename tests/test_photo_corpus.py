@@ -59,7 +59,7 @@ def test_entry(entry: dict[str, Any]) -> None:
     assert not (entry["firm"] and entry["expect"] == "refuse"), "read without a complaint"
     header = read_header(path)
     assert (header.size, header.bit_depth) == (photo.size, photo.bit_depth)
-    assert header.channels == photo.pixels.shape[2]
+    assert (header.channels, header.has_alpha) == (photo.pixels.shape[2], photo.alpha is not None)
     if "ref" in entry:
         reference = read_photo(Path(CORPUS) / entry["ref"])
         assert photo.size == reference.size
