@@ -50,7 +50,7 @@ def test_entry(entry: dict[str, Any]) -> None:
     path = Path(CORPUS) / entry["file"]
     started = time.monotonic()
     photo, said = attempt(path)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60, "no speed: a damaged file must not hang the decoder"
     if photo is None:
         assert str(path) in said
         assert said.count("\n") < 3
