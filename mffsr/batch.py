@@ -161,7 +161,8 @@ class _Batch(Generic[R]):
         try:
             details = self._one(bracket, ahead)
         except _Skipped as skipped:
-            event, reason, details = "skipped", str(skipped), {"output": str(ahead.target)}
+            output = next(iter(ahead.found.files), ahead.target)  # which may have been renamed
+            event, reason, details = "skipped", str(skipped), {"output": str(output)}
         except Exception as fault:  # noqa: BLE001 - one bracket's fault, even ours, is not the others'
             event, error = "failed", fault
         finally:

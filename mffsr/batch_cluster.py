@@ -43,7 +43,7 @@ class Task(Protocol):
     def prepare(self) -> Mapping[str, str]:
         """Get ready; return what must be alike in all workers. Raises MffsrError where it cannot work."""
 
-    def do(self, bracket: Bracket, index: int, *, again: bool) -> Outcome | None:
+    def do(self, bracket: Bracket, *, again: bool) -> Outcome | None:
         """Do a bracket, `again` where a lost worker may have done it already; None where interrupted."""
 
 
@@ -197,7 +197,7 @@ class _Run:
                         continue
                 work.tries += 1
                 seat.work = work
-                self._send(seat, self.task.do, work.bracket, work.index, again=work.tries > 1)
+                self._send(seat, self.task.do, work.bracket, again=work.tries > 1)
 
     def _lost(self, seat: _Seat) -> None:
         """Forget a worker; put its bracket first in the line, if that was not lost too often."""

@@ -97,7 +97,7 @@ def read_plan(path: Path, folder: Path | None = None) -> list[Bracket]:
         raise UsageError(f"{path}: too large for a plan")
     try:
         plan = tomllib.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as fault:
+    except (ValueError, RecursionError) as fault:  # all that tomllib raises, as for a number of 5000 digits
         raise UsageError(f"{path}: is no plan: {fault}") from None
     _only(plan, {"folder": str, "bracket": list}, f"{path}")
     root = folder if folder is not None else path.parent / plan.get("folder", "")

@@ -140,7 +140,7 @@ class Records:
                     expected["size"] + int(expected["sha256"], 16), int
                 ):
                     return {}
-                if os.path.isabs(name) or ".." in Path(name).parts:
+                if os.path.isabs(name) or ".." in Path(name).parts or b"\0" in os.fsencode(name):
                     return {}
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return {}

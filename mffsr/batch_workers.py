@@ -25,7 +25,7 @@ __all__ = [
     "threads",
 ]
 
-REACH = 5.0  # s to reach a scheduler
+REACH, ANSWER = 5.0, 20.0  # s to reach a scheduler, and until it has answered: three steps of the former
 TIMED_OUT = (TimeoutError, asyncio.TimeoutError)  # one and the same since Python 3.11
 _stopped: set[str] = set()  # in a worker: the runs that were interrupted
 
@@ -104,7 +104,7 @@ def _client(address: str) -> Any:
         def start(self, **options: Any) -> None:
             """Connect."""
             try:
-                super().start(**options)
+                super().start(callback_timeout=ANSWER, **options)  # Dask waits for a handshake without end
             except BaseException:
                 self.status = "closed"
                 raise

@@ -5,7 +5,8 @@ The header of a weight file holds, beside the tensors' names and shapes:
     format    "mffsr", and `version`, the version of this layout
     kind      "fapn" (focus affinity perception network) or "fn" (super-resolution and fusion network)
     config    the network's configuration, as JSON: it rebuilds the network
-    stage, steps, data, licence, command   how the weights came to be
+    stage, steps, batch   of the training, and `data`, the degradation of the photos that it learnt from
+    degradation, licence, command, photographs, note   in place of `data` where the file is published
     sha256    digest of all tensors (names, types, shapes, values): a flipped bit is found
 
 Nothing in a weight file is ever executed; pickles are refused whatever their name is.
@@ -256,7 +257,7 @@ def save_network(
 ) -> str:
     """Write a FAPN or an FN as a weight file, atomically, and return its sha256.
 
-    `half` stores float16, which halves the file; `description` goes into the header (stage, steps, data …).
+    `half` stores float16, which halves the file; `description` goes into the header (stage, steps …).
     Raises CheckpointError where a value is not finite, MffsrError where the file cannot be written.
     """
     kind = "fapn" if isinstance(network, FAPN) else "fn"

@@ -46,7 +46,11 @@ class Runtime:
     @property
     def precision(self) -> str:
         """The option that asks for this precision: fp32, bf16 or fp16."""
-        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+        return _name(self.dtype)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return next(name for name, value in PRECISIONS.items() if value == dtype)
 
 
 def available_devices() -> list[str]:
@@ -81,16 +85,19 @@ def choose(device: str = "auto", precision: str = "auto", max_memory: int | None
 
     device: auto (the fastest), cuda, cuda:N, mps or cpu; precision: auto (the fastest that is exact enough),
     fp32, bf16 or fp16; max_memory: most bytes to use, beside the limit of 80 % of what is free. Raises
-    UsageError for a device or precision that is not there, and names those that are; DeviceError where a
-    graphics card does not answer.
+    UsageError for a device or precision that is not there, and names those that are, and for a limit below
+    1; DeviceError where a graphics card does not answer.
     """
+    if max_memory is not None and max_memory < 1:
+        raise UsageError(f"max_memory {max_memory}: expected bytes, at least 1")
     chosen = find_device(device, precision)
     dtype, why = _precision(chosen) if precision == "auto" else (PRECISIONS[precision], "as asked")
-    memory, limit = int(0.8 * available_memory(chosen)), int(max_memory or 1 << 62)
+    memory = int(0.8 * available_memory(chosen))
+    limit = 1 << 62 if max_memory is None else int(max_memory)
     label = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen.type.upper()
     label = f"{label}, {torch.get_num_threads()} threads" if chosen.type == "cpu" else label
-    short = next(key for key, value in PRECISIONS.items() if value == dtype)
-    return Runtime(device=chosen, dtype=dtype, memory=memory, limit=limit, reason=f"{label}, {short} ({why})")
+    reason = f"{label}, {_name(dtype)} ({why})"
+    return Runtime(device=chosen, dtype=dtype, memory=memory, limit=limit, reason=reason)
 
 
 def _precision(device: torch.device) -> tuple[torch.dtype, str]:

@@ -37,7 +37,6 @@ from mffsr.render import Rendered, enlarge_plane, render
 from mffsr.stack import (
     Source,
     Stack,
-    as_photo,
     covered,
     near_first,
     read_stack,
@@ -45,7 +44,7 @@ from mffsr.stack import (
     resample,
 )
 
-__all__ = ["Events", "Fusion", "Plan", "Source", "as_photo", "fuse", "fuse_bracket", "plan_tiles"]
+__all__ = ["Events", "Fusion", "Plan", "fuse", "fuse_bracket", "plan_tiles"]
 
 T = TypeVar("T")
 
@@ -134,7 +133,6 @@ def fuse_bracket(
     crop: bool = True,
     prefer: str | None = None,
     depth: int | None = None,
-    gate: bool = True,
     adaptive: bool = True,
     fill: bool = True,
     save_aligned: Callable[[int, Photo], None] | None = None,
@@ -149,8 +147,8 @@ def fuse_bracket(
     needs memory for one photo. `motion`: similarity, affine or homography; `on_bad_frame`: fail or drop;
     `crop` to the field that all frames share; `prefer` near or far where frames tie. `save_aligned` gets
     every registered frame and its index, `inspect` all of them by index, with the result, before they are
-    dropped. `scratch`: folders for the temporary file of large brackets. `gate`, `adaptive` and `fill` switch
-    the gating of sources, the pyramid's short cut and hole filling off, for comparison.
+    dropped. `scratch`: folders for the temporary file of large brackets. `adaptive` and `fill` switch the
+    pyramid's short cut and hole filling off, for comparison.
     """
     events = events or Events()
     seconds: dict[str, float] = {}
@@ -181,7 +179,7 @@ def fuse_bracket(
         if focus.undecided >= TOLD:
             events.warning(f"{focus.undecided:.1%} of the picture is plain, or sharp in no photo")
         with _timed(seconds, "enlarge"):
-            rendered = _render(stack, model, runtime, plan, focus.labels, depth, gate, events)
+            rendered = _render(stack, model, runtime, plan, focus.labels, depth, events)
             photo = _finish(stack, rendered, focus.labels, model.scale, provenance or {}, events)
         fusion = _told(stack, registrations, focus, rendered, photo, seconds)
         if inspect is not None:
@@ -273,7 +271,6 @@ def _render(
     plan: Plan,
     labels: Labels,
     depth: int,
-    gate: bool,
     events: Events,
 ) -> Rendered:
     """Enlarge and fuse the frames as the labels say."""
@@ -288,7 +285,6 @@ def _render(
             tile=p.render,
             depth=depth,
             raised=stack.raised,
-            gate=gate,
             progress=lambda d, t: events.progress("enlarge", d, t),
         ),
         events,

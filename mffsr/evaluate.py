@@ -119,7 +119,7 @@ def ablations(folder: Path, engine: Engine) -> list[tuple[str, Engine]]:
     writes them; those of other scales are passed over. Raises CheckpointError for damaged files.
     """
     found: list[tuple[str, Engine]] = []
-    for run in sorted(folder.iterdir()) if folder.is_dir() else []:
+    for run in sorted(folder.iterdir()):
         fapn, fn = run / "fapn.safetensors", run / f"x{engine.scale}.safetensors"
         focus = load(fapn, kind="fapn").network if fapn.exists() else None
         enlarging = load(fn, kind="fn", scale=engine.scale).network if fn.exists() else None

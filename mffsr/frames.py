@@ -141,9 +141,10 @@ class FrameStore:
             self._file = None
 
 
-def disk_needed(count: int, nbytes: int) -> int:
-    """Return the bytes on disk that `count` frames of `nbytes` take while they are fused."""
-    return count * nbytes if count * nbytes > IN_MEMORY else 0
+def disk_needed(count: int, plane: int, channels: int, *, alpha: bool) -> int:
+    """Return the bytes on disk that `count` frames take while they are fused, `plane` bytes a channel."""
+    stores = (count * plane * channels, count * plane * alpha)
+    return sum(nbytes for nbytes in stores if nbytes > IN_MEMORY)
 
 
 def row_blocks(shape: tuple[int, ...], itemsize: int = 1, *, least: int = 1) -> Iterator[slice]:
@@ -156,18 +157,22 @@ def row_blocks(shape: tuple[int, ...], itemsize: int = 1, *, least: int = 1) -> 
 def _scratch(needed: int, folders: Sequence[Path]) -> IO[bytes]:
     """Open a temporary file in the first folder that has room and may be written to."""
     choice = [Path(os.environ["TMPDIR"])] if os.environ.get("TMPDIR") else []
-    choice += [*folders, Path(tempfile.gettempdir())]
-    refused = []
-    for folder in dict.fromkeys(choice):
+    refused: dict[Path | None, str] = {}
+    for folder in (*choice, *folders, None):
+        place = folder
         try:
-            free = shutil.disk_usage(folder).free
+            place = place or Path(tempfile.gettempdir())  # only now: it fails where the system has none
+            if place in refused:
+                continue
+            free = shutil.disk_usage(place).free
             if free >= needed:
-                return tempfile.TemporaryFile(prefix=".mffsr-", dir=folder, buffering=0)
-            refused.append(f"{folder} has {free >> 20} MB free")
+                return tempfile.TemporaryFile(prefix=".mffsr-", dir=place, buffering=0)
+            refused[place] = f"{place} has {free >> 20} MB free"
         except OSError as error:
-            refused.append(f"{folder}: {error.strerror or error}")
+            refused[place] = f"{place or 'the system'}: {error.strerror or error}"
     raise PhotoError(
-        f"the frames cannot be kept on disk: {needed >> 20} MB are needed, but {', '.join(refused)}\n"
+        f"the frames cannot be kept on disk: {needed >> 20} MB are needed, "
+        f"but {', '.join(refused.values())}\n"
         "let TMPDIR name a folder with more room that may be written to"
     )
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from mffsr.batch import Claims, run_batch
 from mffsr.batch_plan import read_plan
-from mffsr.batch_record import FOLDER
+from mffsr.batch_record import FOLDER, Records
 from mffsr.cli.app import app
 from mffsr.cli.batch import batch as batch_command
 from mffsr.cli.fuse import fuse as fuse_command
@@ -553,7 +553,9 @@ def test_damaged_records_count_as_missing(brackets, copier):
     run(brackets, copier)
     one, two, _ = sorted((copier.out / FOLDER).glob("*.json"))
     one.write_bytes(b"{")
-    two.write_text('{"mffsr_batch": 1, "begun": 1, "files": {"../x": null}}')
+    for name in ("../x", "\0", "\ud800"):  # json.dumps escapes them
+        two.write_text(json.dumps({"mffsr_batch": 1, "begun": 1, "files": {name: None}}))
+        assert len(Records(copier.out).outputs()) == 1
     events = [event for event, _, _ in run(brackets, copier, resume=True)]
     assert sorted(events) == ["failed", "failed", "skipped"]
 

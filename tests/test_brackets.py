@@ -14,7 +14,7 @@ from mffsr.batch_plan import check_template, inside, plan_text, read_plan, targe
 from mffsr.errors import MffsrError, PhotoError, UsageError
 from mffsr.photo import Photo, write_photo
 from mffsr.photo._ifd import Exif, Value, build_exif
-from mffsr.photo.brackets import Bracket, find_brackets
+from mffsr.photo.brackets import Bracket, Found, _prefer_raw, find_brackets
 from mffsr.photo.capture import read_capture, similarity, thumbnail
 from mffsr.text import natural
 
@@ -218,6 +218,25 @@ def test_a_raw_is_taken_instead_of_its_jpeg(tmp_path, pair):
     assert len(found.left_out) == 2
 
 
+def test_the_jpegs_of_thousands_of_raws_are_left_out_at_once(tmp_path):
+    """A look at each one for every photo took four times as long for twice as many."""
+
+    class Counted(type(tmp_path)):
+        compared = 0
+
+        def __eq__(self, other):
+            Counted.compared += 1
+            return super().__eq__(other)
+
+        __hash__ = type(tmp_path).__hash__
+
+    photos = [Counted(f"{number}{suffix}") for number in range(500) for suffix in (".jpg", ".NEF")]
+    found = Found()
+    assert _prefer_raw(photos, found) == photos[1::2]
+    assert [path for path, _ in found.left_out] == photos[::2]
+    assert Counted.compared < 20 * len(photos)
+
+
 def test_what_people_made_of_a_raw_is_not_left_out(tmp_path, pair):
     for name in ("a.jpg", "a.HIF", "a.tif", "a.png"):
         shoot(tmp_path / "in", "x.jpg", pair[0]).rename(tmp_path / "in" / name)
@@ -312,6 +331,7 @@ def test_a_plan_cannot_lead_out_of_the_folder(tmp_path, name, field):
         ('[[bracket]]\nname = "x"\nphotos = [1]', "photos"),
         ('[[bracket]]\nname = 5\nphotos = ["a"]', "must be a string"),
         ("x = " + "[" * 5000, "no plan"),
+        ("x = " + "1" * 5000, "no plan|unknown key"),
     ],
 )
 def test_a_plan_that_is_none_is_refused(tmp_path, text, word):

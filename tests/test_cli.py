@@ -26,7 +26,7 @@ from mffsr.cli.console import Console, failure_text
 from mffsr.cli.fuse_job import Motion, expand, parse_memory, parse_tile
 from mffsr.cli.fuse_plan import _table, describe_registration
 from mffsr.cli.train import _lock
-from mffsr.errors import PhotoError, TrainingError, UsageError
+from mffsr.errors import DeviceError, PhotoError, TrainingError, UsageError
 from mffsr.photo import Photo, read_photo, write_photo
 from mffsr.photo.align import MODELS, Registration
 
@@ -151,6 +151,27 @@ def test_registered_photos_go_into_no_folder_that_is_closed(quick, folder, monke
     result = quick("a.jpg", "b.jpg", "-s", 1, "-n", "-o", "o.png", "--save-aligned", "closed/al")
     assert result.exit_code == 1
     assert "closed/al: no permission to write into closed\nchoose another folder" in result.stderr
+
+
+def test_no_empty_folder_is_left_of_registered_photos_that_cannot_be_written(quick, folder, monkeypatch):
+    def full(photo, target, **options):
+        raise PhotoError(f"{target}: cannot be written: No space left on device")
+
+    monkeypatch.setattr("mffsr.photo.write_photo", full)
+    (folder / "old").mkdir()
+    for name in ("new", "old"):
+        result = quick("a.jpg", "b.jpg", "-s", 1, "-o", "o.png", "--save-aligned", name)
+        assert result.exit_code == 1
+        assert "No space left" in result.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["a.jpg", "b.jpg", "old"]
+
+
+def test_mixed_transparency_is_known_from_the_headers(quick, folder):
+    alpha = np.full((72, 96), 255, np.uint8)
+    write_photo(Photo(pixels=read_photo("b.jpg").pixels, alpha=alpha), "b.png")
+    result = quick("a.jpg", "b.png", "-s", 1, "-n", "--no-align", "-o", "o.png")  # which decodes nothing
+    assert result.exit_code == 1
+    assert "some photos have transparency, others have none\nexport all alike" in result.stderr
 
 
 def test_a_second_run_renames_all_that_it_writes(quick, folder):
@@ -401,6 +422,12 @@ def test_a_plan_counts_alpha_on_disk(quick, folder, monkeypatch):
     result = quick("alpha-a.png", "alpha-b.png", "-n", "--no-align", "--json", "-s", 1, "-o", "o.tif")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["expected"]["disk"] == 2 * 64 * 80 * 4
+    (folder / "in").mkdir()
+    for name in ("alpha-a.png", "alpha-b.png"):
+        (folder / name).rename(folder / "in" / name)
+    result = CliRunner().invoke(app, ["batch", "in", "-n", "--json", "-s", "1"])
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["brackets"][0]["expected"]["disk"] == 2 * 64 * 80 * 4
 
 
 @pytest.mark.parametrize(
@@ -616,6 +643,19 @@ def test_doctor_misses_bundled_weights(tmp_path, monkeypatch):
     (bundled / "manifest.json").unlink()
     data = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
     assert not data["manifest.json"]["ok"]
+
+
+def test_a_device_that_does_not_answer_is_a_finding_of_doctor(monkeypatch):
+    def silent(device):
+        raise DeviceError(f"{device}: no answer\nmore")
+
+    monkeypatch.setattr("mffsr.device.available_memory", silent)
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    assert result.exit_code == 1
+    data = json.loads(result.stdout)
+    assert "no answer" in data["chosen"]["found"]
+    assert not data["chosen"]["ok"]
+    assert data["fapn.safetensors"]["ok"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 from test_batch import ENV, events, leftovers, mffsr, outputs, write_brackets
 
+from mffsr import batch_workers
 from mffsr.batch import Outcome
 from mffsr.batch_cluster import TRIES, Told, new_run, run_cluster
 from mffsr.batch_workers import Teller, cluster
@@ -109,12 +111,10 @@ def test_errors_and_warnings_come_back_as_they_are_here(mffsr, brackets, tmp_pat
 
 
 def refused(mffsr, folder: Path, out: Path, address: str) -> str:
-    began = time.monotonic()
     result = mffsr("batch", folder, "-o", out, "--cluster", address)
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) < 8
     assert not outputs(out)
-    assert time.monotonic() - began < 60
     return result.stderr
 
 
@@ -156,6 +156,24 @@ def test_a_client_that_cannot_begin_is_closed(workers, address):
     assert "connecting" not in {client.status for client in clients}
 
 
+def test_what_takes_the_connection_and_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(batch_workers, "ANSWER", 0.5)
+    said = []
+
+    def reach(port: int) -> None:
+        try:
+            with cluster(f"tcp://127.0.0.1:{port}"):
+                pass
+        except ClusterError as fault:
+            said.append(str(fault))
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asking = threading.Thread(target=reach, args=silent.getsockname()[1:], daemon=True)
+        asking.start()
+        asking.join(20)
+        assert "no Dask scheduler answers there (timed out after" in "".join(said)
+
+
 @dataclass
 class Deadly:
     """A task that kills the worker at the bracket named so."""
@@ -165,11 +183,11 @@ class Deadly:
     def prepare(self):
         return {"kind": "deadly"}
 
-    def do(self, bracket, index, *, again):
-        Teller(self.run).tell("progress", "enlarge", index, 9)
+    def do(self, bracket, *, again):
+        Teller(self.run).tell("progress", "enlarge", ord(bracket.name[0]), 9)
         if bracket.name == "deadly":
             os.kill(os.getpid(), signal.SIGKILL)
-        return Outcome(event="skipped" if again else "done", bracket=bracket, index=index, seconds=0)
+        return Outcome(event="skipped" if again else "done", bracket=bracket, index=1, seconds=0)
 
 
 def test_a_bracket_that_kills_its_workers_is_named_at_last(workers):
@@ -200,7 +218,7 @@ def test_a_bracket_that_kills_its_workers_is_named_at_last(workers):
     assert [ended[name].index for name in names] == [1, 2, 3, 4, 5]
     assert "is there enough memory for it?" in str(ended["deadly"].error)
     assert len([text for text in warnings if text.startswith("deadly: ")]) == TRIES - 1
-    assert {values[1:] for values in progress} >= {("enlarge", index, 9) for index in (1, 3, 5)}
+    assert {values[1:] for values in progress} >= {("enlarge", ord(name), 9) for name in "abc"}
 
 
 def test_ctrl_c_leaves_whole_files_and_nothing_else(mffsr, brackets, tmp_path, tiny_weights):

@@ -395,6 +395,7 @@ def test_a_picture_too_large_for_the_memory_is_no_matter_of_tiles(cpu):
         ("ab", {}, "str given, expected a list of at least 2 photos"),
         (Photo(pixels=np.zeros((4, 4, 3), np.uint8)), {}, "Photo given, expected a list"),
         ([np.zeros((64, 64, 3), np.uint8)] * 2, {"tile": 100.0}, "tile is 100.0, expected .* at least 64"),
+        ([np.zeros((64, 64, 3), np.uint8)] * 2, {"max_memory": 0}, "max_memory 0: expected bytes"),
     ],
 )
 def test_whatever_else_is_given_is_refused_with_a_word(given_photos, options, words, tiny_weights):

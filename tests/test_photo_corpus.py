@@ -50,7 +50,7 @@ def test_entry(entry: dict[str, Any]) -> None:
     path = Path(CORPUS) / entry["file"]
     started = time.monotonic()
     photo, said = attempt(path)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60, "no speed: a damaged file must not hang the decoder"
     if photo is None:
         assert str(path) in said
         assert said.count("\n") < 3
@@ -59,7 +59,7 @@ def test_entry(entry: dict[str, Any]) -> None:
     assert not (entry["firm"] and entry["expect"] == "refuse"), "read without a complaint"
     header = read_header(path)
     assert (header.size, header.bit_depth) == (photo.size, photo.bit_depth)
-    assert header.channels == photo.pixels.shape[2]
+    assert (header.channels, header.has_alpha) == (photo.pixels.shape[2], photo.alpha is not None)
     if "ref" in entry:
         reference = read_photo(Path(CORPUS) / entry["ref"])
         assert photo.size == reference.size

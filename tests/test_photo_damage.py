@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import time
 import zlib
 from pathlib import Path
 
@@ -84,13 +83,11 @@ def test_bombs_are_refused_from_their_header(tmp_path: Path) -> None:
     head = struct.pack(">IIBBBBB", 29_000, 29_000, 8, 2, 0, 0, 0)
     packed = zlib.compress(bytes(1000))
     write_chunks(tmp_path / "x.png", [(b"IHDR", head), (b"IDAT", packed), (b"IEND", b"")])
-    started = time.monotonic()
     with pytest.raises(PhotoError, match="841 million pixels; the limit is 500 million"):
         read_photo(tmp_path / "x.png")
     write_photo(full_photo(), tmp_path / "y.png")
     with pytest.raises(PhotoError, match="limit"):
         read_photo(tmp_path / "y.png", max_pixels=4799)
-    assert time.monotonic() - started < 2
 
 
 def test_compressed_text_in_a_png_cannot_grow_without_bound(tmp_path: Path) -> None:
@@ -152,7 +149,6 @@ def test_heic_without_its_plugin_says_what_to_install(
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "empty.jpg").touch()
-    started = time.monotonic()
     for path, reason in (
         (tmp_path / "pipe", "pipe or a device"),
         (Path("/dev/zero"), "pipe or a device"),
@@ -165,7 +161,6 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
         for read in (read_header, read_photo):
             with pytest.raises(PhotoError, match=reason):
                 read(path)
-    assert time.monotonic() - started < 2
 
 
 # ------------------------------------------------------------------ camera RAW

@@ -132,6 +132,18 @@ def test_why_no_folder_can_keep_the_frames_is_said_of_each(monkeypatch, on_disk,
     assert f"{tmp_path / 'none'}: No such file or directory" in str(error.value)
 
 
+def test_a_system_without_a_temporary_folder_needs_none_where_another_has_room(monkeypatch, on_disk):
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(frames_module.tempfile, "gettempdir", none)
+    with FrameStore(2, folders=[on_disk]) as store:
+        store.put(0, textured(64, 80))
+    monkeypatch.delenv("TMPDIR")
+    with FrameStore(2) as store, pytest.raises(PhotoError, match="but the system: No usable temporary"):
+        store.put(0, textured(64, 80))
+
+
 def test_a_frame_that_was_not_moved_covers_even_what_opencv_cannot_warp():
     size = (40000, 2)
     still, moved_by_one = Registration(index=0), Registration(index=1, matrix=np.eye(3) + np.eye(3, k=2))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -121,7 +123,7 @@ def test_shift_by_whole_pixels_rolls_and_halves_add_up() -> None:
     assert (degrade.shift(image, half) - image).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("kind", degrade.DEGRADATIONS)
+@pytest.mark.parametrize("kind", get_args(degrade.Degradation))
 def test_every_degradation_gives_8_bit_photos_of_the_size(kind: degrade.Degradation) -> None:
     image = photo().expand(6, -1, -1, -1)
     low = reduce(image, 3, kind, [np.random.default_rng(seed) for seed in range(6)])
@@ -256,7 +258,11 @@ def test_photos_are_decoded_in_order_and_gray_ones_become_rgb(tmp_path: Path) ->
         Image.fromarray(textured(100, 120, seed)).save(tmp_path / name)
     Image.fromarray(textured(100, 120, 4)[:, :, 0]).save(tmp_path / "d.png")
     (tmp_path / "notes.txt").write_text("not a photo")
-    found = load_photos(find_photos(tmp_path), CPU, smallest=96)
+    threads = []
+    found = load_photos(
+        find_photos(tmp_path), CPU, smallest=96, progress=lambda: threads.append(threading.current_thread())
+    )
+    assert threads == 4 * [threading.current_thread()]
     assert [Path(name).name for name in found.names] == ["a.jpg", "b.png", "d.png", "c.tif"]
     assert all(image.shape == (3, 100, 120) for image in found.images)
     assert torch.equal(found.images[1], torch.from_numpy(textured(100, 120, 1).transpose(2, 0, 1)))
@@ -286,6 +292,14 @@ def test_the_raw_and_the_jpeg_of_a_shot_are_one_photograph(tmp_path: Path) -> No
     for name in ("a.dng", "a.jpg", "b.HEIC", "c.avif", "c.txt"):
         (tmp_path / name).touch()
     assert [path.name for path in find_photos(tmp_path)] == ["a.jpg", "b.HEIC", "c.avif"]
+
+
+def test_hidden_files_are_no_photographs(tmp_path: Path) -> None:
+    folder = tmp_path / ".hidden" / "photos"
+    for name in ("a.jpg", "._a.jpg", ".thumbs/b.jpg", "sub/.x/y/c.jpg", "sub/d.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    assert find_photos(folder) == [folder / "a.jpg", folder / "sub" / "d.jpg"]
 
 
 def test_faulty_photos_are_all_named_before_training(tmp_path: Path) -> None:
@@ -368,7 +382,6 @@ def test_low_and_high_resolution_fit_together(photos: Photos, masks: Tensor, sca
     again = degrade.reduce_antialiased(pair.high, scale)
     assert (again - pair.low)[:, :, 2:-2, 2:-2].abs().max() < 1.01 / 255
     made = fusion_batch(photos, masks, 16, scale, "clean", 0, 0, range(4))
-    assert made.truth.shape == (4, 1, 16, 16)
     for low, high in ((made.low1, made.high1), (made.low2, made.high2)):
         reduced = degrade.reduce_antialiased(high, scale)
         assert (reduced - low)[:, :, 2:-2, 2:-2].abs().max() < 1.01 / 255

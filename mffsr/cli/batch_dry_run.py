@@ -13,6 +13,9 @@ from mffsr.cli.outputs import check_outputs
 from mffsr.errors import MffsrError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mffsr.photo import Header
     from mffsr.photo.brackets import Bracket, Found
 
 __all__ = ["print_plan", "write_plan"]
@@ -70,22 +73,26 @@ def _expected(bracket: Bracket, options: Options, fuser: Fuser | None, console: 
             "height": height * options.scale,
             "depth": depth,
             "input": {"width": width, "height": height, "depth": deepest},
-            **(_needs(fuser, shape, depth, deepest, len(headers)) if fuser is not None else {}),
+            **(_needs(fuser, shape, depth, headers) if fuser is not None else {}),
         }
     except MffsrError as error:
         console.warning(f"{bracket.name}: {error}")
         return {"fault": str(error)}
 
 
-def _needs(fuser: Fuser, shape: tuple[int, int, int], depth: int, deepest: int, count: int) -> dict[str, Any]:
-    """Return tiles, memory and disk for `count` photos of `shape`; raises DeviceError for too large ones."""
+def _needs(
+    fuser: Fuser, shape: tuple[int, int, int], depth: int, headers: Sequence[Header]
+) -> dict[str, Any]:
+    """Return tiles, memory and disk for photos of `shape`; raises DeviceError for too large ones."""
     from mffsr.frames import disk_needed
     from mffsr.plan import memory_of, plan_tiles
 
     height, width, channels = shape
     plan = plan_tiles(fuser.runtime, fuser.model, shape, fuser.options.tile, depth)
     memory = memory_of(plan, fuser.runtime, fuser.model, shape, depth)
-    disk = disk_needed(count, width * height * channels * deepest // 8)
+    plane = width * height * max(header.bit_depth for header in headers) // 8
+    has_alpha = any(header.has_alpha for header in headers)
+    disk = disk_needed(len(headers), plane, channels, alpha=has_alpha)
     return {
         "tile": {"focus": plan.focus, "enlarge": plan.render},
         "expected": {"memory": memory, "disk": disk},

@@ -147,7 +147,7 @@ class Remote:
             fuser = self._fuser()
         return {"device": fuser.runtime.device.type, "precision": fuser.runtime.precision}
 
-    def do(self, bracket: Bracket, index: int, *, again: bool) -> Outcome | None:
+    def do(self, bracket: Bracket, *, again: bool) -> Outcome | None:
         """Do a bracket as a batch of one; None where the run was interrupted."""
         from mffsr.batch import run_batch
 

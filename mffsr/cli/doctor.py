@@ -60,9 +60,14 @@ def _versions() -> list[Finding]:
 def _device() -> list[Finding]:
     from mffsr.device import available_devices, choose
 
-    runtime = choose()
+    devices = Finding("devices", True, ", ".join(available_devices()))
+    try:
+        runtime = choose()
+    except MffsrError as error:
+        fix = "use --device cpu until it answers again"
+        return [devices, Finding("chosen", False, str(error).splitlines()[0], fix)]
     return [
-        Finding("devices", True, ", ".join(available_devices())),
+        devices,
         Finding("chosen", True, runtime.reason),
         Finding(
             "memory",

@@ -271,16 +271,13 @@ def _engine(
 
 def _run(request: Request, engine: Engine, console: Console) -> Report:
     """Evaluate our own networks."""
-    from mffsr.checkpoint import weights_folder
     from mffsr.cli.evaluate_report import pairs_report, truth_report
     from mffsr.evaluate import ablations, evaluate_pairs, evaluate_truth
     from mffsr.evaluate_files import find_photos
 
-    bundled = weights_folder() / "ablations"
-    folder = request.ablations or (bundled if request.baselines and request.weights == "photo" else None)
     common: dict[str, Any] = {
         "baselines": request.baselines,
-        "variants": ablations(folder, engine) if folder else [],
+        "variants": ablations(request.ablations, engine) if request.ablations else [],
         "jobs": request.jobs,
         "progress": console.progress,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -196,8 +197,15 @@ def run_job(
 
     def save(index: int, photo: Photo) -> None:
         target = job.aligned[index]
+        made = not target.parent.exists()
         target.parent.mkdir(exist_ok=True)
-        write_photo(photo, target, overwrite=job.overwrite, warn=console.warning)
+        try:
+            write_photo(photo, target, overwrite=job.overwrite, warn=console.warning)
+        except BaseException:
+            if made:
+                with contextlib.suppress(OSError):
+                    target.parent.rmdir()
+            raise
 
     events = Events(progress=console.progress, message=console.message, warning=console.warning)
     with console.live():

@@ -297,6 +297,8 @@ def check_photos(paths: list[Path], max_pixels: int, framing: Framing) -> list[H
                 f"{path}: {header.width}×{header.height}, but {paths[0]} is {first.width}×{first.height}\n"
                 "the photos of a bracket must have one size"
             )
+        if header.has_alpha != first.has_alpha:
+            raise BracketError("some photos have transparency, others have none\nexport all alike")
     if framing.align:
         check_registrable(first.size, paths[0])
     return headers

@@ -47,7 +47,7 @@ def dry_run(job: Job, model: JointModel, runtime: Runtime, tile: int | None, con
         shape = (*field_of_view(registrations, job.size, crop=framing.crop)[:1:-1], job.channels)
     memory = memory_of(plan, runtime, model, shape, job.depth)
     plane = width * height * job.source_depth // 8
-    disk = disk_needed(count, plane * job.channels) + job.has_alpha * disk_needed(count, plane)
+    disk = disk_needed(count, plane, job.channels, alpha=job.has_alpha)
     seconds = rough_seconds(model, runtime, plan, shape, count - len(dropped))
     size = (shape[1] * job.scale, shape[0] * job.scale)
     lines = [

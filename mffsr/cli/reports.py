@@ -150,10 +150,13 @@ def settle_index(path: Path, out: Path, on_exists: OnExists, *, resume: bool) ->
     are skipped, pages that mffsr wrote are brought up to date.
     """
     from mffsr.photo import resolve_target
+    from mffsr.report import is_ours
 
     _check_name(path)
+    if on_exists is OnExists.rename:  # to go on, the pages of the earlier run are needed
+        path = free_name(path, lambda page: () if resume and is_ours(page) else (page,))
     report = BatchReport(
-        index=free_name(path) if on_exists is OnExists.rename else path,
+        index=path,
         command=command_line(),
         overwrite=on_exists is OnExists.overwrite,
         update=resume or on_exists is OnExists.skip,

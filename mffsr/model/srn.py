@@ -44,7 +44,7 @@ from mffsr.tiles import Region
 __all__ = ["LIFTED_REACH", "SCALES", "SRN", "STEPS", "Decoder", "SourceFeatures", "SrnConfig"]
 
 LIFTED_REACH = 2  # of the deconvolutions and the bicubic enlargement, in low-resolution pixels
-NARROW_EVERY = 5  # blocks: oneDNN first makes code for every size that it convolves
+NARROW_EVERY = 2  # blocks: oneDNN first makes code for every size that it convolves
 STEPS = {2: (2,), 3: (3,), 4: (2, 2)}  # by scale: the strides of the deconvolutions, one after the other
 
 

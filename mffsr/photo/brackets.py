@@ -146,7 +146,8 @@ def _prefer_raw(photos: list[Path], found: Found) -> list[Path]:
     raws = {photo.stem for photo in photos if photo.suffix.lower() in RAW_SUFFIXES}
     both = [p for p in photos if p.stem in raws and p.suffix.lower() in _BESIDE_RAW]
     found.left_out += [(photo, "the RAW of the same name is taken instead") for photo in both]
-    return [photo for photo in photos if photo not in both]
+    beside = set(both)
+    return [photo for photo in photos if photo not in beside]
 
 
 class _Shot:

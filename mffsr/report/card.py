@@ -61,7 +61,7 @@ def read_card(page: Path) -> Card | None:
             float(seconds),
             cover,
         )
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return None
 
 
@@ -72,6 +72,8 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
 
 def _head(page: Path) -> str:
     try:
+        if not page.is_file():  # a pipe would be waited for
+            return ""
         with page.open("rb") as stream:
             return stream.read(_HEAD).decode("utf-8", "replace")
     except OSError:

@@ -63,7 +63,6 @@ class FusionBatch(NamedTuple):
     high1: Tensor  # (B, 3, s·p, s·p)
     high2: Tensor  # (B, 3, s·p, s·p)
     sharp: Tensor  # (B, 3, s·p, s·p) all-in-focus truth
-    truth: Tensor  # (B, 1, p, p): 1 where frame 1 is the sharper
 
 
 def generators(seed: int, step: int, samples: Sequence[int]) -> list[Generator]:
@@ -310,10 +309,8 @@ def fusion_batch(
     high = [_inner(frame, MARGIN).clamp(0, 1) for frame in made.frames]
     low = [_inner(reduce(frame, scale, kind, rngs), LR_MARGIN) for frame in high]
     cut = LR_MARGIN * scale
-    first = (_inner(made.truth, MARGIN) == 0).float()
-    truth = (F.avg_pool2d(_inner(first, cut), scale) >= 0.5).float()
     return FusionBatch(
-        low[0], low[1], _inner(high[0], cut), _inner(high[1], cut), _inner(_inner(image, MARGIN), cut), truth
+        low[0], low[1], _inner(high[0], cut), _inner(high[1], cut), _inner(image, MARGIN + cut)
     )
 
 

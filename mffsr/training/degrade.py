@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    "DEGRADATIONS",
     "Degradation",
     "convolve",
     "jpeg",
@@ -26,7 +25,6 @@ __all__ = [
 ]
 
 Degradation = Literal["photo", "clean", "paper"]
-DEGRADATIONS: tuple[Degradation, ...] = ("photo", "clean", "paper")
 
 
 def steady_round(x: Tensor) -> Tensor:

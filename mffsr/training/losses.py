@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mffsr.model.blocks import gradient_map
 from mffsr.model.fapn import FocusMaps
+from mffsr.model.resize import enlarge_bilinear
 
 __all__ = ["fapn_loss", "fusion_loss", "ssim", "super_resolution_loss"]
 
@@ -64,7 +65,7 @@ def fusion_loss(fused: Tensor, sharp: Tensor, frames: tuple[Tensor, Tensor], mas
 
     fused, sharp and both frames: (B, 3, s·h, s·w); masks: (B, 2, h, w), summing to 1. Returns a scalar.
     """
-    resized = F.interpolate(masks, fused.shape[-2:], mode="bilinear", align_corners=False)
+    resized = enlarge_bilinear(masks, fused.shape[-1] // masks.shape[-1])
     loss = (fused - sharp).abs().mean()
     for mask, frame in zip(resized.split(1, 1), frames, strict=True):
         loss = loss + (mask * (fused - frame).abs()).mean()

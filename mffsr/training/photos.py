@@ -171,12 +171,19 @@ def _pack(images: list[Tensor]) -> tuple[Tensor, list[Tensor], list[int]]:
 def find_photos(folder: Path, fewest: int = 1) -> list[Path]:
     """List the photographs below `folder`, sorted; raises UsageError where there are fewer than `fewest`.
 
-    Files that differ in their suffix alone, as the RAW and the JPEG of a shot, are one photograph, else it
-    might be trained on and validated on: the last one counts.
+    Hidden files and folders, as file managers put them beside photos, are left out. Files that differ in
+    their suffix alone, as the RAW and the JPEG of a shot, are one photograph, else it might be trained on and
+    validated on: the last one counts.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: not a folder of photographs")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
     found = list({path.with_suffix(""): path for path in files}.values())
     if len(found) < fewest:
         number = {0: "no photographs", 1: "only one photograph"}.get(len(found), f"{len(found)} photographs")
@@ -225,12 +232,14 @@ def load_photos(
             for factor in reduced
             if min(width, height) * factor >= smallest
         ]
-        if progress:
-            progress()
         return [(_planes(image).to(device), sharp_blocks(image)) for image in (pixels, *copies)]
 
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(load, paths))
+        results = []
+        for result in pool.map(load, paths):
+            results.append(result)
+            if progress:
+                progress()
     faults = sorted(
         (item for item in results if isinstance(item, _Fault)), key=lambda fault: not fault.damaged
     )
