@@ -81,6 +81,17 @@ def test_gating_is_exact(cpu):
     assert difference(gated.pixels, full.pixels) <= 1
 
 
+def same_tiled_and_ungated(model, frames, labels, cpu):
+    """Check that neither small tiles nor gating change the 16-bit picture; return it."""
+    whole, tiled, ungated = (
+        render(model, frames, labels, cpu, tile=tile, depth=16, gate=gate).pixels
+        for tile, gate in ((512, True), (64, True), (64, False))
+    )
+    assert difference(tiled, whole) <= 2
+    assert difference(ungated, whole) <= 2
+    return whole
+
+
 @pytest.mark.parametrize("scale", [1, 2])
 def test_wide_transitions_are_tiled_and_gated_exactly(scale, cpu):
     model = tiny_model(scale)
@@ -89,12 +100,7 @@ def test_wide_transitions_are_tiled_and_gated_exactly(scale, cpu):
     frames = [(slope + 9 * i).astype(np.uint8) for i in range(3)]
     frames[2][:, :60] = textured(150, 60)
     labels = ((x + y // 3 > 118) + 2 * (x < 64)).clip(0, 2).astype(np.uint16)
-    whole, tiled, ungated = (
-        render(model, frames, labels, cpu, tile=tile, depth=16, gate=gate).pixels
-        for tile, gate in ((512, True), (64, True), (64, False))
-    )
-    assert difference(tiled, whole) <= 2
-    assert difference(ungated, whole) <= 2
+    whole = same_tiled_and_ungated(model, frames, labels, cpu)
     if scale == 1:
         middle = whole[75, 75:115, 0] / 257 - slope[75, 75:115, 0]  # from frame 0 to frame 1
         assert (np.abs(np.diff(middle)) < 2).all(), "no line where both are plain"
@@ -109,12 +115,7 @@ def test_bands_are_tiled_and_gated_exactly(scale, small, cpu, monkeypatch):
     frames = [dark, dark + 60, cv2.GaussianBlur(dark, (0, 0), 3) + 25]
     y, x = np.mgrid[:150, :210]
     labels = ((x + y // 3 > 118) + 2 * (x < 64)).clip(0, 2).astype(np.uint16)
-    whole, tiled, ungated = (
-        render(model, frames, labels, cpu, tile=tile, depth=16, gate=gate).pixels
-        for tile, gate in ((512, True), (64, True), (64, False))
-    )
-    assert difference(tiled, whole) <= 2
-    assert difference(ungated, whole) <= 2
+    same_tiled_and_ungated(model, frames, labels, cpu)
 
 
 def test_fusion_alone_takes_every_pixel_from_its_frame(cpu):
