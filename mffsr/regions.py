@@ -52,10 +52,10 @@ def fill_holes(labels: Labels, share: float = SMALLEST_REGION) -> Labels:
         return np.full_like(labels, largest[1])
     if keep.all():
         return labels
-    return _filled_fromfill_from_nearest(labels, keep == 0, round(smallest**0.5))
+    return _filled_from_nearest(labels, keep == 0, round(smallest**0.5))
 
 
-def _filled_fromfill_from_nearest(labels: Labels, unknown: NDArray[np.bool_], near: int) -> Labels:
+def _filled_from_nearest(labels: Labels, unknown: NDArray[np.bool_], near: int) -> Labels:
     """Give each unknown pixel the label of the nearest known one, which is rarely farther than `near` pixels.
 
     By a few rows at a time and those `near` them, since the search takes eighteen bytes a pixel.

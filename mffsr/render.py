@@ -101,7 +101,9 @@ def _render_tile(
         sources = (
             F.pad(to_tensor(frames[index][part.outer], runtime), border, mode="reflect") for index in chosen
         )
-        images, masks = _joined(sources, masks, bands, _near(masks, core) if gate else [True] * len(chosen))
+        margin = TRANSITION_REACH + DECODER_REACH
+        near = _near(masks, core, margin) if gate else [True] * len(chosen)
+        images, masks = _joined(sources, masks, bands, near)
         if gate:
             images, masks = _without_absent(images, masks, core)
         core, (masks, *images) = narrowed(core, model.reach, masks, *images)
@@ -109,9 +111,9 @@ def _render_tile(
             return model.render(images, masks, core, gate=gate), len(images)
 
 
-def _near(masks: torch.Tensor, core: Region) -> list[bool]:
-    """Tell on which of the binary masks (1, n, h, w) the weights of the core depend, and around it D2's."""
-    (rows, columns), _ = widened(core, TRANSITION_REACH + DECODER_REACH, masks)
+def _near(masks: torch.Tensor, core: Region, margin: int) -> list[bool]:
+    """Tell which masks (1, n, h, w) are more than zero somewhere in the core or `margin` pixels around it."""
+    (rows, columns), _ = widened(core, margin, masks)
     return [bool(there) for there in masks[0, :, rows, columns].amax((1, 2)).gt(0)]
 
 
@@ -143,8 +145,7 @@ def _without_absent(
     images: list[torch.Tensor], masks: torch.Tensor, core: Region
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Leave out the frames whose mask is zero within the decoder's reach of the core."""
-    (rows, columns), _ = widened(core, DECODER_REACH, masks)
-    present = masks[0, :, rows, columns].amax((1, 2)).gt(0).tolist()
+    present = _near(masks, core, DECODER_REACH)
     return [image for image, there in zip(images, present, strict=True) if there], masks[:, present]
 
 
