@@ -87,8 +87,9 @@ def cluster(address: str | None, workers: int = 1) -> Iterator[Any]:
         try:
             client = stack.enter_context(_client(address))
         except (OSError, ValueError, TypeError, ImportError, *TIMED_OUT) as fault:
+            late = isinstance(fault, TIMED_OUT)  # whichever of Dask's waits ended first; some say nothing
             raise ClusterError(
-                f"{address}: no Dask scheduler answers there ({first_line(fault)})\n"
+                f"{address}: no Dask scheduler answers there ({'timed out' if late else first_line(fault)})\n"
                 "expected something like tcp://10.0.0.1:8786; dask scheduler starts one"
             ) from None
         yield client
