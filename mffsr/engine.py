@@ -78,6 +78,7 @@ def fuse(
     max_memory: int | None = None,
     align: bool = True,
     motion: str = "similarity",
+    exposure: bool = True,
     on_bad_frame: str = "fail",
     crop: bool = True,
     prefer: str | None = None,
@@ -93,7 +94,7 @@ def fuse(
     fp32, bf16 or fp16.
     tile: largest side of a tile in pixels, at least 64; by default what memory allows. max_memory: most bytes
     to use, what the host program has apart; by default what is free. Neither changes the result.
-    align: register the photos first. motion, on_bad_frame, crop and prefer: see `fuse_bracket`.
+    align: register the photos first. motion, exposure, on_bad_frame, crop and prefer: see `fuse_bracket`.
     depth: 8 or 16 bits per channel; by default that of the deepest photo.
 
     Raises UsageError, PhotoError, BracketError, CheckpointError or DeviceError, all of them MffsrError.
@@ -112,6 +113,7 @@ def fuse(
         tile=tile,
         align=align,
         motion=motion,
+        exposure=exposure,
         on_bad_frame=on_bad_frame,
         crop=crop,
         prefer=prefer,
@@ -129,6 +131,7 @@ def fuse_bracket(
     tile: int | None = None,
     align: bool = True,
     motion: str = "similarity",
+    exposure: bool = True,
     on_bad_frame: str = "fail",
     crop: bool = True,
     prefer: str | None = None,
@@ -144,11 +147,11 @@ def fuse_bracket(
     """Fuse photos with a loaded model; see `fuse`. The model must be on `runtime.device`.
 
     Every item of `photos` is taken once, in order, and dropped: a sequence that loads on access (or paths)
-    needs memory for one photo. `motion`: similarity, affine or homography; `on_bad_frame`: fail or drop;
-    `crop` to the field that all frames share; `prefer` near or far where frames tie. `save_aligned` gets
-    every registered frame and its index, `inspect` all of them by index, with the result, before they are
-    dropped. `scratch`: folders for the temporary file of large brackets. `adaptive` and `fill` switch the
-    pyramid's short cut and hole filling off, for comparison.
+    needs memory for one photo. `motion`: similarity, affine or homography; `exposure`: match it and white
+    balance; `on_bad_frame`: fail or drop; `crop` to the field that all frames share; `prefer` near or far
+    where frames tie. `save_aligned` gets every registered frame and its index, `inspect` all of them by
+    index, with the result, before they are dropped. `scratch`: folders for the temporary file of large
+    brackets. `adaptive` and `fill` switch the pyramid's short cut and hole filling off, for comparison.
     """
     events = events or Events()
     seconds: dict[str, float] = {}
@@ -164,7 +167,9 @@ def fuse_bracket(
             stack = read_stack(photos, store, alphas, events)
             registrations = None
             if align:
-                registrations = register(stack, events, model=motion, on_bad_frame=on_bad_frame)
+                registrations = register(
+                    stack, events, model=motion, exposure=exposure, on_bad_frame=on_bad_frame
+                )
                 resample(stack, registrations, events, crop=crop, save=save_aligned)
         depth = depth or stack.frames[0].dtype.itemsize * 8
         shape = stack.in_order[0].shape

@@ -193,12 +193,18 @@ def _digest(pixels: Pixels, alpha: Pixels | None) -> bytes:
 
 
 def register(
-    stack: Stack, events: Events, *, model: str = "similarity", on_bad_frame: str = "fail"
+    stack: Stack,
+    events: Events,
+    *,
+    model: str = "similarity",
+    exposure: bool = True,
+    on_bad_frame: str = "fail",
 ) -> list[Registration]:
     """Register the frames to one of them; the result is in the order given, without those left out.
 
-    `model` is the motion between frames: similarity, affine or homography. A frame that does not belong
-    raises BracketError that names it, or (`on_bad_frame` "drop") is left out with a warning.
+    `model` is the motion between frames: similarity, affine or homography. Without `exposure` all gains
+    are 1. A frame that does not belong raises BracketError that names it, or (`on_bad_frame` "drop") is left
+    out with a warning.
     """
     if model not in MODELS:
         raise UsageError(f"model {model}: expected one of {', '.join(MODELS)}")
@@ -222,6 +228,8 @@ def register(
         progress=lambda done, total: events.progress("align", done, total),
     )
     placed = [replace(r, index=order[r.index], reference=order[r.reference]) for r in found]
+    if not exposure:
+        placed = [replace(r, gain=(1.0,) * len(r.gain)) for r in placed]
     stack.order = [index for index in order if index not in stack.dropped]
     return sorted(placed, key=lambda registration: registration.index)
 

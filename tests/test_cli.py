@@ -278,6 +278,17 @@ def test_dry_run_writes_nothing(fuse, folder):
     assert not (folder / "out.png").exists()
 
 
+def test_a_dry_run_tells_of_exposure_unless_it_is_left_alone(quick, folder):
+    write_photo(Photo(pixels=(bracket(72, 96)[1] * 0.8).astype(np.uint8)), folder / "c.jpg")
+
+    def told(*options):
+        result = quick("a.jpg", "c.jpg", "-s", 1, "-o", "o.png", "-n", "--json", *options)
+        return [frame["exposure"] for frame in json.loads(result.stdout)["frames"]]
+
+    assert max(map(abs, told())) > 0.3
+    assert told("--no-exposure") == [0, 0]
+
+
 def test_globs_lists_and_stdin(fuse, folder):
     (folder / "list.txt").write_text("a.jpg\nb.jpg\n")
     for arguments, options in ((["*.jpg"], {}), (["@list.txt"], {}), (["-"], {"input": "a.jpg\nb.jpg\n"})):

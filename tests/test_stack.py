@@ -254,6 +254,17 @@ def test_a_bad_frame_is_refused_by_name_or_dropped_with_a_word(cpu):
     np.testing.assert_array_equal(fused.photo.pixels, alone.photo.pixels)
 
 
+def test_exposure_is_left_alone_if_the_user_says_so(cpu):
+    near, far, _, _ = bracket(128, 160)
+    frames = [photo(near), photo((far * 0.8).astype(np.uint8))]
+    first, second = fuse_bracket(frames, tiny_model(1), cpu).registrations
+    assert abs(first.exposure - second.exposure) > 0.3
+    kept = fuse_bracket(frames, tiny_model(1), cpu, exposure=False)
+    assert [r.exposure for r in kept.registrations] == [0, 0]
+    alone = fuse_bracket(frames, tiny_model(1), cpu, align=False)
+    np.testing.assert_array_equal(kept.photo.pixels, alone.photo.pixels)
+
+
 def test_crop_cuts_to_the_common_field_and_no_crop_keeps_the_size(cpu):
     near, far, _, _ = bracket(140, 180)
     frames = [photo(near), photo(moved(far, 9, -6))]

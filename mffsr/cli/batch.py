@@ -72,6 +72,7 @@ def batch(
     max_megapixels: opt.MaxMegapixels = MAX_MEGAPIXELS,
     align: opt.Align = True,
     model: opt.Model = Motion.similarity,
+    exposure: opt.Exposure = True,
     crop: opt.Crop = True,
     on_bad_frame: opt.OnBadFrame = OnBadFrame.fail,
     prefer: opt.Prefer = None,
@@ -125,6 +126,7 @@ def batch(
             framing=Framing(
                 align=align,
                 crop=crop,
+                exposure=exposure,
                 on_bad_frame=on_bad_frame.value,
                 prefer=prefer.value if prefer else None,
                 model=model.value,

@@ -69,6 +69,7 @@ def fuse(
     max_megapixels: opt.MaxMegapixels = MAX_MEGAPIXELS,
     align: opt.Align = True,
     model: opt.Model = Motion.similarity,
+    exposure: opt.Exposure = True,
     crop: opt.Crop = True,
     on_bad_frame: opt.OnBadFrame = OnBadFrame.fail,
     prefer: opt.Prefer = None,
@@ -118,6 +119,7 @@ def fuse(
             framing=Framing(
                 align=align,
                 crop=crop,
+                exposure=exposure,
                 on_bad_frame=on_bad_frame.value,
                 prefer=prefer.value if prefer else None,
                 model=model.value,
@@ -216,6 +218,7 @@ def run_job(
             tile=tile,
             align=framing.align,
             motion=framing.model,
+            exposure=framing.exposure,
             on_bad_frame=framing.on_bad_frame,
             crop=framing.crop,
             prefer=framing.prefer,

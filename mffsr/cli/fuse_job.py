@@ -112,6 +112,7 @@ class Framing:
 
     align: bool = True
     crop: bool = True
+    exposure: bool = True
     on_bad_frame: str = "fail"
     prefer: str | None = None
     model: str = "similarity"

@@ -42,7 +42,13 @@ def dry_run(job: Job, model: JointModel, runtime: Runtime, tile: int | None, con
             FrameStore(count, folders=folders, beside=store) as alphas,
         ):
             stack = read_stack(photos, store, alphas, events)
-            registrations = register(stack, events, model=framing.model, on_bad_frame=framing.on_bad_frame)
+            registrations = register(
+                stack,
+                events,
+                model=framing.model,
+                exposure=framing.exposure,
+                on_bad_frame=framing.on_bad_frame,
+            )
         dropped = stack.dropped
         shape = (*field_of_view(registrations, job.size, crop=framing.crop)[:1:-1], job.channels)
     memory = memory_of(plan, runtime, model, shape, job.depth)

@@ -19,6 +19,7 @@ __all__ = [
     "Debug",
     "Depth",
     "Device",
+    "Exposure",
     "Force",
     "Json",
     "MaxMegapixels",
@@ -79,6 +80,9 @@ Align: TypeAlias = Annotated[bool, typer.Option("--align/--no-align", help="Regi
 Model: TypeAlias = Annotated[
     fuse_job.Motion,
     typer.Option(help="Motion between frames: similarity = shift, rotation and scale."),
+]
+Exposure: TypeAlias = Annotated[
+    bool, typer.Option("--exposure/--no-exposure", help="Match exposure and white balance as well.")
 ]
 Crop: TypeAlias = Annotated[
     bool,
