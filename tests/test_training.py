@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +113,20 @@ def test_ssim_is_the_metric() -> None:
     planes = [metrics.ssim(image[:, :, c], noisy[:, :, c]) for c in range(3)]
     assert float(ours) == pytest.approx(np.mean(planes), abs=0.005)
     assert float(losses.ssim(torch.rand(1, 1, 20, 20), torch.zeros(1, 1, 20, 20))) < 0.2
+
+
+def test_ssim_does_not_depend_on_how_exactly_a_device_convolves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs may round what they convolve to TF32, ten bits; SSIM's variances are differences of means."""
+    convolve = torch.nn.functional.conv2d
+
+    def rough(x: Tensor, weight: Tensor, *given: Any, **named: Any) -> Tensor:
+        return convolve(x.half().to(x.dtype), weight.half().to(x.dtype), *given, **named)
+
+    bright = 0.9 + 0.02 * torch.from_numpy(textured(48, 48).transpose(2, 0, 1)[None] / np.float32(255))
+    soft = torch.nn.functional.avg_pool2d(bright, 3, 1, 1, count_include_pad=False)
+    exact = float(losses.ssim(bright.double(), soft.double()))
+    monkeypatch.setattr(torch.nn.functional, "conv2d", rough)
+    assert float(losses.ssim(bright, soft)) == pytest.approx(exact, abs=1e-3)
 
 
 def test_masked_terms_of_the_fusion_loss_carry_gradient() -> None:

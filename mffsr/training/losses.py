@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,8 @@ from mffsr.model.resize import enlarge_bilinear
 __all__ = ["fapn_loss", "fusion_loss", "ssim", "super_resolution_loss"]
 
 TIE = 0.25  # weight of a pixel that is as sharp in one photo as in the other
+_BELL = [math.exp(-(at**2) / (2 * 1.5**2)) for at in range(-5, 6)]
+WINDOW = [weight / sum(_BELL) for weight in _BELL]  # one side of SSIM's
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -20,19 +24,26 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
     11×11 Gaussian, σ = 1.5; the sides are at least 11.
     """
-    grid = torch.arange(11, device=x.device, dtype=x.dtype) - 5
-    line = torch.exp(-(grid**2) / (2 * 1.5**2))
-    line = line / line.sum()
-
-    def blur(v: Tensor) -> Tensor:
-        v = v.reshape(-1, 1, *v.shape[-2:])
-        return F.conv2d(F.conv2d(v, line.view(1, 1, 11, 1)), line.view(1, 1, 1, 11))
-
-    mx, my = blur(x), blur(y)
-    vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+    mx, my = _windowed(x), _windowed(y)
+    vx, vy, cov = _windowed(x * x) - mx * mx, _windowed(y * y) - my * my, _windowed(x * y) - mx * my
     c1, c2 = 0.01**2, 0.03**2
     index = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
     return index.mean()
+
+
+def _windowed(x: Tensor) -> Tensor:
+    """Return the mean of (B, C, h, w) over each whole window, (B, C, h − 10, w − 10).
+
+    Not by `conv2d`: a GPU may round what it convolves to TF32, and a variance, the difference of two such
+    means, would be off by as much as c2, which it is compared with.
+    """
+    for dim in (2, 3):
+        length = x.shape[dim] - len(WINDOW) + 1
+        total = x.narrow(dim, 0, length) * WINDOW[0]
+        for at, weight in enumerate(WINDOW[1:], 1):
+            total = torch.add(total, x.narrow(dim, at, length), alpha=weight)
+        x = total
+    return x
 
 
 def fapn_loss(
