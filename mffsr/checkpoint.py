@@ -135,7 +135,9 @@ def read_header(path: Path) -> dict[str, str]:
             header = dict(file.metadata() or {})
     except FileNotFoundError:  # of the Rust library: it names the file itself, and has no strerror
         raise CheckpointError(f"{path}: no such weight file") from None
-    except OSError as error:
+    except OSError as error:  # of a folder the library says "No such device"
+        if path.is_dir():
+            raise CheckpointError(f"{path}: is a folder\nexpected one of the weight files in it") from None
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # noqa: BLE001 - the Rust library raises its own types, documented nowhere
         raise CheckpointError(

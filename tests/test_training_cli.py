@@ -237,6 +237,7 @@ def test_numbers_that_are_none_are_refused(folder: Path, tmp_path: Path, option:
         ("all", "--fapn", "x2.safetensors", "holds fn weights, expected fapn"),
         ("srn", "--init", "none.safetensors", "none.safetensors: no such weight file"),
         ("srn", "--init", "fapn.safetensors", "holds fapn weights, expected fn"),
+        ("srn", "--init", ".", "is a folder\nexpected one of the weight files in it"),
         ("fapn", "--init", "x2.safetensors", "holds fn weights, expected fapn"),
         ("joint", "--init", "x3.safetensors", "weights for scale 3, but scale 2 is asked for"),
         ("srn", "--teacher", "x3.safetensors", "weights for scale 3, but scale 2 is asked for"),
