@@ -218,6 +218,16 @@ def test_too_little_data_is_a_usage_error_before_anything_is_written(folder: Pat
     assert not list(run.glob("*.safetensors"))
 
 
+def test_a_small_photo_to_validate_on_is_not_put_down_to_the_patch(folder: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "val"
+    held_out.mkdir()
+    Image.fromarray(textured(80, 120)).save(held_out / "small.png")
+    code, err = run_here(*arguments(folder, tmp_path / "run", "--val", str(held_out)))
+    assert code == 2
+    assert "120×80 pixels, training needs at least 96×96\nremove these photographs\n" in err + "\n"
+    assert "--patch" not in err
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [("--seed", "-1"), ("--seed", str(2**64))]

@@ -270,7 +270,14 @@ def _load(
         console.progress("Decoding", done, len(paths) + len(held_out))
 
     smallest = max(patch_needed(stage, scale) for stage in stages)
-    photos = load_photos(paths, runtime.device, smallest=smallest, reduced=REDUCED, progress=count)
+    photos = load_photos(
+        paths,
+        runtime.device,
+        smallest=smallest,
+        reduced=REDUCED,
+        instead=", or train with a smaller --patch",
+        progress=count,
+    )
     scored = load_photos(held_out, runtime.device, smallest=SMALLEST, progress=count)
     console.message(
         f"{len(paths)} photographs, {photos.megapixels:.1f} megapixels with their smaller copies; "

@@ -207,13 +207,15 @@ def load_photos(
     *,
     smallest: int,
     reduced: Sequence[float] = (),
+    instead: str = "",
     progress: Callable[[], None] | None = None,
 ) -> Photos:
     """Decode the photos to uint8 tensors on `device`.
 
     Each is there once more, so much smaller, for every factor in `reduced` that leaves it large enough.
     Every fault is collected and named before training starts: TrainingError for photos that cannot be
-    read, UsageError for those with a side shorter than `smallest` pixels.
+    read, UsageError for those with a side shorter than `smallest` pixels, with what may be done `instead` of
+    removing them.
     """
 
     def load(path: Path) -> list[tuple[Tensor, NDArray[np.float32]]] | _Fault:
@@ -248,7 +250,7 @@ def load_photos(
         text = "\n".join(fault.text for fault in faults[:3]) + more
         if faults[0].damaged:
             raise TrainingError(f"{text}\nremove these photographs and start again")
-        raise UsageError(f"{text}\nremove these photographs, or train with a smaller --patch")
+        raise UsageError(f"{text}\nremove these photographs{instead}")
     loaded = [item for item in results if not isinstance(item, _Fault)]
     del results
     names = [str(path) for path, copies in zip(paths, loaded, strict=True) for _ in copies]
