@@ -19,7 +19,7 @@ import numpy as np
 from mffsr.checkpoint import assemble, load, load_model
 from mffsr.device import Runtime, choose
 from mffsr.engine import Events, Fusion, fuse_bracket, plan_tiles
-from mffsr.errors import BracketError, MffsrError
+from mffsr.errors import BracketError, MffsrError, UsageError
 from mffsr.evaluate_files import Bracket, Pixels, check_sizes, colour, crop, load_all
 from mffsr.evaluate_scores import Evaluation, Progress, Row, Scores, fusion_scores, scores, truth_scores
 from mffsr.evaluate_synthetic import (
@@ -116,7 +116,8 @@ def ablations(folder: Path, engine: Engine) -> list[tuple[str, Engine]]:
     """Return the engine with each sub-folder's networks in place of its own, named by the sub-folder.
 
     A sub-folder holds `fapn.safetensors`, `x2.safetensors` (of the engine's scale), or both, as training
-    writes them; those of other scales are passed over. Raises CheckpointError for damaged files.
+    writes them; those of other scales are passed over. Raises CheckpointError for damaged files, UsageError
+    where no sub-folder holds any.
     """
     found: list[tuple[str, Engine]] = []
     for run in sorted(folder.iterdir()):
@@ -127,6 +128,12 @@ def ablations(folder: Path, engine: Engine) -> list[tuple[str, Engine]]:
             continue
         model = assemble(focus or engine.model.fapn, enlarging or engine.model.fn)
         found.append((run.name, replace(engine, model=engine.runtime.place(model))))
+    if not found:
+        raise UsageError(
+            f"{folder}: no sub-folder of it holds fapn.safetensors"
+            + (f" or x{engine.scale}.safetensors" if engine.scale > 1 else "")
+            + "\nexpected one for each run of mffsr train"
+        )
     return found
 
 
@@ -151,7 +158,7 @@ def evaluate_pairs(
     computed by `jobs` processes. Raises PhotoError, BracketError and what `fuse_bracket` raises.
     """
     for bracket in brackets:
-        check_sizes(bracket.paths)
+        check_sizes(bracket.paths, engine.scale)
     others = _count_others(engine, len(brackets[0].frames)) if baselines and brackets else 0
     total = len(brackets) * (1 + len(variants) + others)
     with scores(jobs, total, progress) as table:
@@ -180,6 +187,8 @@ def evaluate_results(
     Originals are cropped as for ours, to a multiple of `scale`. Raises KeyError for a bracket without a
     result (see `require_complete`), BracketError for a result of another size, PhotoError.
     """
+    for bracket in brackets:
+        check_sizes(bracket.paths, scale)
     with scores(jobs, len(brackets), progress) as table:
         for bracket in brackets:
             originals = [crop(image, scale, bracket.paths[0]) for image in load_all(bracket.paths)]
@@ -261,6 +270,8 @@ def evaluate_truth(
     Returns and raises as `evaluate_pairs`.
     """
     scale = engine.scale
+    for path in photos:
+        check_sizes([path], scale)
     others = _count_others(engine, 2) if baselines else 0
     total = len(photos) * ((4 if scale > 1 else 2) + len(variants) + others)
     with scores(jobs, total, progress) as table:

@@ -173,18 +173,29 @@ def colour(image: Pixels) -> Pixels:
 
 def crop(image: Pixels, scale: int, path: Path) -> Pixels:
     """Cut to a multiple of `scale` from the top left; BracketError if too little is left to measure."""
+    _check_large_enough(path, image.shape[1], image.shape[0], scale)
     height, width = (side // scale * scale for side in image.shape[:2])
-    if min(height, width) < max(11 + 2 * scale, 8 * scale):
-        raise BracketError(
-            f"{path}: {image.shape[1]}×{image.shape[0]} is too small to be evaluated at ×{scale}"
-        )
     return np.ascontiguousarray(image[:height, :width])
 
 
-def check_sizes(paths: Sequence[Path]) -> None:
-    """Raise BracketError where photos differ in size, PhotoError for what is no photo; reads headers only."""
+def _check_large_enough(path: Path, width: int, height: int, scale: int) -> None:
+    least = max(11 + 2 * scale, 8 * scale)
+    if min(width, height) < least:
+        raise BracketError(
+            f"{path}: {width}×{height} is too small to be evaluated at ×{scale}\n"
+            f"expected at least {least}×{least}"
+        )
+
+
+def check_sizes(paths: Sequence[Path], scale: int) -> None:
+    """Refuse a bracket that cannot be evaluated, by its headers alone.
+
+    Raises BracketError where photos differ in size or are too small for `scale`, PhotoError for what is no
+    photo.
+    """
     headers = [read_header(path) for path in paths]
     for path, header in zip(paths, headers, strict=True):
+        _check_large_enough(path, header.width, header.height, scale)
         if (header.width, header.height) != (headers[0].width, headers[0].height):
             raise BracketError(
                 f"{path}: {header.width}×{header.height}, but {paths[0].name} is "

@@ -256,6 +256,14 @@ def test_the_reduction_can_be_chosen(pairs: Path, weights: Path) -> None:
     assert as_json(*options, "--reduce", "antialiased") != as_json(*options)
 
 
+def test_the_tables_say_how_photos_were_reduced(pairs: Path, weights: Path) -> None:
+    options = ours(weights, "--pairs", pairs)
+    assert "antialias" not in run(*options).stdout
+    text = run(*options, "--reduce", "antialiased").stdout
+    assert text.count("--reduce antialiased") == 2, "each table's title"
+    assert "the paper reduces without antialiasing: not comparable with these" in text
+
+
 def test_the_table_holds_the_papers_rows(pairs: Path, weights: Path) -> None:
     text = run(*ours(weights, "--pairs", pairs)).stdout
     assert "paper: Ours" in text
@@ -294,6 +302,9 @@ def test_baselines_and_ablations(pairs: Path, weights: Path, tmp_path: Path) -> 
         "source A alone",
         "source B alone",
     ]
+    result = run(*ours(weights, "--pairs", tmp_path, "--ablations", pairs))  # a folder without any run
+    assert result.exit_code == 2
+    assert "no sub-folder of it holds fapn.safetensors or x2.safetensors" in result.stderr
     text = run(*options).stdout
     assert "lytro-03, ×2" in text
     assert "lytro-05, ×2" not in text
@@ -476,8 +487,22 @@ def test_frames_of_other_sizes_are_named_before_anything_is_computed(
 def test_photos_too_small_to_measure(tmp_path: Path, engine: Engine) -> None:
     for frame in "AB":
         write(tmp_path / f"a-{frame}.png", scene(1, 12, 40))
-    with pytest.raises(BracketError, match="too small to be evaluated at ×2"):
+    with pytest.raises(BracketError, match="too small to be evaluated at ×2\nexpected at least 16×16"):
         evaluate_pairs(find_brackets(tmp_path)[0], engine)
+
+
+def test_a_sharp_photo_that_will_not_do_is_named_before_anything_is_computed(
+    tmp_path: Path, engine: Engine
+) -> None:
+    good = write(tmp_path / "a.png", scene(1))
+    small = write(tmp_path / "b.png", scene(1, 15, 40))
+    other = tmp_path / "c.png"
+    other.write_text("no photo")
+    fused: list[str] = []
+    for last in (small, other):
+        with pytest.raises(MffsrError, match=last.name):
+            evaluate_truth([good, last], engine, progress=lambda stage, *_: fused.append(stage))
+    assert not fused
 
 
 def test_long_lists_are_cut(tmp_path: Path) -> None:

@@ -281,21 +281,26 @@ def _run(request: Request, engine: Engine, console: Console) -> Report:
         "jobs": request.jobs,
         "progress": console.progress,
     }
+    how = f", weights {request.weights}"
     if request.reduce is not None:
         common["reduction"] = request.reduce.value
+        how += f", --reduce {request.reduce.value}"
     if request.truth is not None:
         photos = find_photos(request.truth)
         with console.live():
             found = evaluate_truth(photos, engine, seed=request.seed, **common)
-        about = f"{len(photos)} synthetic brackets of {request.truth}, seed {request.seed}"
-        about += f", weights {request.weights}"
+        about = f"{len(photos)} synthetic brackets of {request.truth}, seed {request.seed}{how}"
         return truth_report(found, about, engine.scale)
     brackets, faults = _brackets(request, console)
     with console.live():
         found = evaluate_pairs(brackets, engine, **common)
-    about = _about(brackets, faults, request)
     return pairs_report(
-        found, f"{about}, weights {request.weights}", engine.scale, faults, ablated=bool(common["variants"])
+        found,
+        _about(brackets, faults, request) + how,
+        engine.scale,
+        faults,
+        ablated=bool(common["variants"]),
+        as_the_paper=request.reduce is not Reduce.antialiased,
     )
 
 

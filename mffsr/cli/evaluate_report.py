@@ -76,12 +76,18 @@ def truth_report(found: Sequence[Evaluation], about: str, scale: int) -> Report:
 
 
 def pairs_report(
-    found: Sequence[Evaluation], about: str, scale: int, missing: list[str], *, ablated: bool = False
+    found: Sequence[Evaluation],
+    about: str,
+    scale: int,
+    missing: list[str],
+    *,
+    ablated: bool = False,
+    as_the_paper: bool = True,
 ) -> Report:
     """Pairs without ground truth: numbers by image, then the means beside the paper's.
 
     Table IV stands there where ablations were run, and Tables II and III where their images were measured
-    by more than one method.
+    by more than one method. `as_the_paper`: the photos were reduced as the paper does.
     """
     table, rows = paper_rows(scale)
     lines = [_own(other.method, other.mean) for other in found] + _printed(rows)
@@ -95,6 +101,8 @@ def pairs_report(
         notes.append(
             f"the paper's means are over the {LYTRO_PAIRS} pairs of Lytro: not comparable with these"
         )
+    if rows and scale > 1 and not as_the_paper:
+        notes.append("the paper reduces without antialiasing: not comparable with these")
     means = Sheet(
         title=f"means at ×{scale} over {about}",
         first="method",
