@@ -21,6 +21,7 @@ from mffsr.errors import TrainingError
 __all__ = ["Average", "load_state", "save_state"]
 
 FORMAT = "mffsr-training-2"  # 1 had Adam alone
+ANEW = "\nremove it to begin this stage anew, or choose another --out"
 
 
 class Average:
@@ -87,9 +88,9 @@ def load_state(
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except Exception as error:  # noqa: BLE001 - the Rust library raises its own types
-        raise TrainingError(f"{path}: cannot be read ({error})") from None
+        raise TrainingError(f"{path}: cannot be read ({error}){ANEW}") from None
     if header.get("format") != FORMAT or header.get("sha256") != digest(tensors):
-        raise TrainingError(f"{path}: damaged, or not the state of a training run")
+        raise TrainingError(f"{path}: damaged, or not the state of a training run{ANEW}")
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
