@@ -91,8 +91,18 @@ class Engine:
         return rendered.pixels.astype(np.uint8, copy=False)
 
     def alone(self) -> Engine:
-        """Return the same focus network without super-resolution."""
-        return replace(self, model=assemble(self.model.fapn))
+        """Return the same focus network without super-resolution; it tells nothing that was told already."""
+        return replace(self, model=assemble(self.model.fapn), events=None)
+
+    def named(self, name: str) -> Engine:
+        """Return the same; whatever it tells begins with the name of what is fused."""
+        if (told := self.events) is None:
+            return self
+        events = Events(
+            message=lambda text: told.message(f"{name}: {text}"),
+            warning=lambda text: told.warning(f"{name}: {text}"),
+        )
+        return replace(self, events=events)
 
 
 def load_engine(
@@ -210,9 +220,9 @@ def _pictures(
     variants: Sequence[tuple[str, Engine]],
     baselines: bool,
 ) -> Iterator[tuple[str, Pixels]]:
-    yield OURS, engine.picture(frames, bracket.paths)
+    yield OURS, engine.named(bracket.name).picture(frames, bracket.paths)
     for name, other in variants:
-        yield name, other.picture(frames, bracket.paths)
+        yield name, other.named(f"{bracket.name}, {name}").picture(frames, bracket.paths)
     if baselines:
         yield from _others(engine, frames, bracket.frames)
 
@@ -281,12 +291,13 @@ def evaluate_truth(
             made = synthetic_bracket(sharp, scale, rng, matte=matte, reduction=reduction)
             progress("Fusing", number, len(photos))
             row = table.row(OURS, path.name, boundary="matte" if matte else "hard")
-            fusion = engine.fuse(made.frames, [path, path])
+            fusion = engine.named(path.name).fuse(made.frames, [path, path])
             table.add(row, truth_scores, sharp, fusion.photo.pixels, scale)
             row.values.update(label_scores(made, fusion.labels))
             _limits(table, row, engine, made)
             for name, other in variants:
-                other_row, fusion = table.row(name, path.name), other.fuse(made.frames)
+                other_row = table.row(name, path.name)
+                fusion = other.named(f"{path.name}, {name}").fuse(made.frames)
                 table.add(other_row, truth_scores, sharp, fusion.photo.pixels, scale)
                 other_row.values.update(label_scores(made, fusion.labels))
             for method, picture in _others(engine, made.frames, ("A", "B")) if baselines else ():

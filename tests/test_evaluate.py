@@ -273,6 +273,19 @@ def test_the_table_holds_the_papers_rows(pairs: Path, weights: Path) -> None:
     assert "95 % from" in text
 
 
+def test_warnings_name_the_scene_and_come_once(weights: Path, tmp_path: Path) -> None:
+    for name, value in (("a", 60), ("b", 200)):
+        for frame, pixels in zip("AB", pair(1), strict=True):
+            pixels[:, 12:] = value  # plain
+            write(tmp_path / f"{name}-{frame}.png", pixels)
+            write(tmp_path / "sharp" / f"{name}.png", pixels)
+    for folder, names in (("--pairs", "ab"), ("--truth", ["a.png", "b.png"])):
+        place = tmp_path if folder == "--pairs" else tmp_path / "sharp"
+        said = run(*ours(weights, folder, place, "--baselines")[:-1]).stderr
+        warned = [line for line in said.splitlines() if line.startswith("warning: ")]
+        assert [line.split(":")[1].strip() for line in warned] == list(names), said
+
+
 def test_scale_1_fuses_the_originals(pairs: Path, weights: Path) -> None:
     result = run(*ours(weights, "--pairs", pairs, "--scale", 1, "--baselines"), "--json")
     data = json.loads(result.stdout)
