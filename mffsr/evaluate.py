@@ -74,8 +74,10 @@ class Engine:
         )
         height, width = (side * self.scale for side in frames[0].shape[:2])
         if fusion.photo.size != (width, height):
+            which = f"{paths[0]}: " if paths else ""
             raise MffsrError(
-                "registration cut the frames, so the result cannot be compared\nuse --no-align for this set"
+                f"{which}registration cut the frames, so the result cannot be compared\n"
+                "use --no-align for this set"
             )
         return fusion
 

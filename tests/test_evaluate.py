@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import data_folder
+from conftest import data_folder, textured
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -495,6 +495,16 @@ def test_frames_of_other_sizes_are_named_before_anything_is_computed(
     write(tmp_path / "a-B.png", scene(1)[:40])
     with pytest.raises(BracketError, match=r"a-B\.png: 62×40, but a-A\.png is 62×51"):
         evaluate_pairs(find_brackets(tmp_path)[0], engine)
+
+
+def test_frames_that_registration_cuts_are_named(weights: Path, tmp_path: Path) -> None:
+    wide = textured(200, 206)
+    for name, left in (("q-A", 0), ("q-B", 6)):
+        write(tmp_path / f"{name}.png", np.ascontiguousarray(wide[:, left : left + 200]))
+    result = run(*ours(weights, "--pairs", tmp_path, "--align"))
+    assert result.exit_code == 1
+    assert "q-A.png: registration cut the frames" in result.stderr
+    assert "use --no-align" in result.stderr
 
 
 def test_photos_too_small_to_measure(tmp_path: Path, engine: Engine) -> None:
