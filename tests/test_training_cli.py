@@ -343,6 +343,16 @@ def test_all_stages_stop_in_time_and_go_on(folder: Path, tmp_path: Path) -> None
     code, err = run_here(*given, "--resume")  # nothing is left to do, and nothing is spoilt
     assert code == 0, err
     assert {path.name: contents(path) for path in tmp_path.glob("*.safetensors")} == before
+    assert f"joint: goes on from {tmp_path / 'x2-joint-state.safetensors'}" in err
+    assert "anew" not in err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_resuming_says_where_there_is_nothing_to_go_on_from(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "misspelt"
+    code, err = run_here(*arguments(folder, run, "--steps", "1", "--resume"))
+    assert code == 0, err
+    assert f"srn: there is no {run / 'x2-srn-state.safetensors'}, it begins anew" in err
 
 
 def test_the_preview_is_written_and_nothing_trained(folder: Path, tmp_path: Path) -> None:

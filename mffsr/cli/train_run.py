@@ -65,13 +65,17 @@ class Run:
         save_every: int,
     ) -> None:
         """Train the stages; raises KeyboardInterrupt or Terminated once the state is saved."""
-        from mffsr.training.train import train_stage
+        from mffsr.training.train import state_file, train_stage
 
         console = self.console
         stop = _Stop(time.monotonic() + 60 * minutes if minutes is not None else None)
         for stage in stages:
             size = f"{stage.patch}×{stage.patch}"
             console.message(f"{stage.name}: {stage.steps} steps of {stage.batch} patches of {size} pixels")
+            if resume:  # a slip in --out would else begin days of work anew, and say nothing
+                state = state_file(self.out, stage, self.options.scale)
+                found = f"goes on from {state}" if state.exists() else f"there is no {state}, it begins anew"
+                console.message(f"{stage.name}: {found}")
             with console.live():
                 weights, step = train_stage(
                     stage,
