@@ -33,7 +33,13 @@ class Runtime:
     def autocast(self) -> Iterator[None]:
         """Run the enclosed convolutions in `dtype`."""
         if self.dtype == torch.float32:
-            yield
+            cudnn = torch.backends.cudnn
+            allowed = cudnn.allow_tf32  # by default: convolutions then round their inputs to 10 bits
+            cudnn.allow_tf32 = False
+            try:
+                yield
+            finally:
+                cudnn.allow_tf32 = allowed
             return
         with torch.autocast(self.device.type, self.dtype):
             yield

@@ -280,6 +280,14 @@ def test_the_time_to_expect_is_that_of_tiles_with_their_halos(cpu, monkeypatch):
     assert once == pytest.approx(10 * found)
 
 
+def test_fp32_is_not_tf32(cpu):
+    """Ampere cards and later round the inputs of convolutions unless they are told not to."""
+    assert torch.backends.cudnn.allow_tf32
+    with cpu.autocast():
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_another_depth_is_refused(cpu):
     with pytest.raises(UsageError, match="depth 12: expected 8 or 16"):
         fuse_bracket(photos(*bracket(64, 64)[:2]), tiny_model(1), cpu, depth=12)
