@@ -44,7 +44,7 @@ from mffsr.stack import (
     resample,
 )
 
-__all__ = ["Events", "Fusion", "Plan", "fuse", "fuse_bracket", "plan_tiles"]
+__all__ = ["Fusion", "fuse", "fuse_bracket"]
 
 T = TypeVar("T")
 

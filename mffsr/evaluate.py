@@ -18,7 +18,7 @@ import numpy as np
 
 from mffsr.checkpoint import assemble, load, load_model
 from mffsr.device import Runtime, choose
-from mffsr.engine import Events, Fusion, fuse_bracket, plan_tiles
+from mffsr.engine import Fusion, fuse_bracket
 from mffsr.errors import BracketError, MffsrError
 from mffsr.evaluate_files import Bracket, Pixels, check_sizes, colour, crop, load_all
 from mffsr.evaluate_scores import Evaluation, Progress, Row, Scores, fusion_scores, scores, truth_scores
@@ -30,8 +30,10 @@ from mffsr.evaluate_synthetic import (
     reduce,
     synthetic_bracket,
 )
+from mffsr.events import Events
 from mffsr.model import JointModel
 from mffsr.photo import Photo
+from mffsr.plan import plan_tiles
 from mffsr.render import render
 
 __all__ = [

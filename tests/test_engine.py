@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from mffsr.checkpoint import assemble
 from mffsr.device import Runtime
-from mffsr.engine import Events, Plan, fuse, fuse_bracket, plan_tiles
+from mffsr.engine import fuse, fuse_bracket
 from mffsr.errors import BracketError, DeviceError, MffsrError, UsageError
+from mffsr.events import Events
 from mffsr.focus_map import decide_focus, preview
 from mffsr.model import FAPN, FapnConfig, FocusMaps
 from mffsr.model.blocks import box_mean, gradient_map
 from mffsr.photo import Photo
-from mffsr.plan import SOURCES, memory_of, rough_seconds
+from mffsr.plan import SOURCES, Plan, memory_of, plan_tiles, rough_seconds
 from mffsr.regions import fill_holes, settle_undecided, undecided_regions
 from mffsr.render import render
 

@@ -190,7 +190,8 @@ def run_job(
 
     `report` takes its pictures meanwhile.
     """
-    from mffsr.engine import Events, fuse_bracket
+    from mffsr.engine import fuse_bracket
+    from mffsr.events import Events
     from mffsr.photo import write_photo
     from mffsr.plan import plan_tiles
 
@@ -209,7 +210,6 @@ def run_job(
                     target.parent.rmdir()
             raise
 
-    events = Events(progress=console.progress, message=console.message, warning=console.warning)
     with console.live():
         fusion = fuse_bracket(
             job.open(console, read),
@@ -227,7 +227,7 @@ def run_job(
             depth=job.depth,
             scratch=[job.output.parent],
             provenance=provenance,
-            events=events,
+            events=Events(progress=console.progress, warning=console.warning),
         )
     for path, share in zip(job.photos, fusion.shares, strict=True):
         console.message(f"{path.name}: {share:.1%} of the picture")

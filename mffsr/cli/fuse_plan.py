@@ -32,7 +32,7 @@ def dry_run(job: Job, model: JointModel, runtime: Runtime, tile: int | None, con
     shape = (height, width, job.channels)
     plan = plan_tiles(runtime, model, shape, tile, job.depth, console.warning)
     if job.framing.align:
-        events = Events(progress=console.progress, message=console.message, warning=console.warning)
+        events = Events(progress=console.progress, warning=console.warning)
         photos = job.open(console)
         folders = [job.output.parent]
         framing = job.framing
