@@ -307,13 +307,8 @@ class _Ahead:
         try:
             for path in self._bracket.photos:
                 header = read_header(path)
-                left -= (
-                    header.width
-                    * header.height
-                    * (header.channels + header.has_alpha)
-                    * header.bit_depth
-                    // 8
-                )
+                planes = header.channels + header.has_alpha
+                left -= header.width * header.height * planes * header.bit_depth // 8
                 if left < 0 or self._stop.is_set():
                     return
                 warnings: list[str] = []

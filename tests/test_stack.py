@@ -72,10 +72,11 @@ class Loading(Sequence):
 
 
 @pytest.mark.parametrize("in_memory", [0, 1 << 30])
-def test_a_stored_frame_is_the_array(tmp_path, in_memory):
+def test_a_stored_frame_is_the_array(tmp_path, monkeypatch, in_memory):
+    monkeypatch.setattr("mffsr.frames.IN_MEMORY", in_memory)
     rng = np.random.default_rng(0)
     arrays = [rng.integers(0, 65536, (50, 37, 3)).astype(np.uint16) for _ in range(3)]
-    with FrameStore(3, folders=[tmp_path], in_memory=in_memory) as store:
+    with FrameStore(3, folders=[tmp_path]) as store:
         for index, array in enumerate(arrays):
             store.put(index, array)
         smaller, larger = arrays[1][3:40, 5:30].copy(), np.concatenate((arrays[2], arrays[2]))

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -65,7 +66,7 @@ def find_brackets(
     folder: Path,
     *,
     group: str = "auto",
-    skip: frozenset[str] | set[str] = frozenset(),
+    skip: Set[str] = frozenset(),
     max_pixels: int = MAX_PIXELS,
 ) -> Found:
     """Find the brackets below a folder, in natural order.
@@ -93,7 +94,7 @@ def find_brackets(
     return found
 
 
-def photos_in(folder: Path, skip: frozenset[str] | set[str] = frozenset()) -> list[Path]:
+def photos_in(folder: Path, skip: Set[str] = frozenset()) -> list[Path]:
     """List the photos in a folder itself, in natural order, but for those that `find_brackets` passes over.
 
     `skip` are real paths of files to pass over as well. Raises PhotoError for a folder that cannot be read or
@@ -158,18 +159,15 @@ class _Shot:
         self.fault = False
         self.capture = Capture(path=path)
         self.size: tuple[int, int] | None = None
-        self._thumbnail: NDArray[np.float32] | None = None
-        self._looked = False
         try:
             self.capture = read_capture(path)
             self.size = read_header(path).size
         except PhotoError:
             self.fault = True
 
+    @cached_property
     def thumbnail(self) -> NDArray[np.float32] | None:
-        if not self._looked:
-            self._thumbnail, self._looked = thumbnail(self.path, max_pixels=self.max_pixels), True
-        return self._thumbnail
+        return thumbnail(self.path, max_pixels=self.max_pixels)
 
 
 def _part(photos: list[Path], prefix: str, found: Found, max_pixels: int) -> None:
@@ -229,7 +227,7 @@ def _belongs(shot: _Shot, group: list[_Shot]) -> bool:
         if gap > LONGEST_GAP or gap > max(SHORT_GAP, UNEVEN * usual):
             return False
         needed = ALIKE if gap <= SHORT_GAP else VERY_ALIKE
-    seen, now = last.thumbnail(), shot.thumbnail()
+    seen, now = last.thumbnail, shot.thumbnail
     return seen is None or now is None or similarity(seen, now) >= needed
 
 

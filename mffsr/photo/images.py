@@ -38,10 +38,6 @@ MAX_PIXELS = MAX_MEGAPIXELS * 1_000_000
 MAX_REGISTERED_SIDE = 32_766  # OpenCV holds coordinates of a warp in 16 bits
 
 
-def _silent(_text: str) -> None:
-    """What warns where nobody listens."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Photo:
     """One photograph, upright.
@@ -129,7 +125,8 @@ def read_photo(
     path = Path(path)
 
     def tell(text: str) -> None:
-        (warn or _silent)(f"{path}: {text}")
+        if warn is not None:
+            warn(f"{path}: {text}")
 
     with open_photo(path) as stream:
         with guarded(path):
