@@ -459,7 +459,7 @@ def test_interrupted_leaves_no_temporary_frames(tmp_path, tiny_weights, number):
     near, far, _, _ = bracket(400, 500)
     for name, pixels in (("a", near), ("b", far)):
         write_photo(photo(pixels), tmp_path / f"{name}.png")
-    code = "import mffsr.frames; mffsr.frames.IN_MEMORY = 0; from mffsr.cli.app import main; main()"
+    code = "import mffsr.frames; mffsr.frames.IN_MEMORY = 0; from mffsr.cli.app import app; app()"
     command = [
         sys.executable,
         "-c",
