@@ -33,14 +33,15 @@ from mffsr.model import FAPN, FN, FapnConfig, JointModel, SrnConfig
 from mffsr.photo import atomic_output
 
 __all__ = [
-    "VERSION",
     "Checkpoint",
+    "assemble",
     "digest",
     "find",
     "load",
     "load_model",
     "provenance",
     "read_design",
+    "read_header",
     "save_network",
     "weights_folder",
     "write_file",

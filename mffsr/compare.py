@@ -31,6 +31,7 @@ from mffsr.photo import Pixels
 from mffsr.tiles import Tile, covering, tiles
 
 __all__ = [
+    "FLOOR",
     "TIE",
     "UNDECIDED",
     "Comparison",

@@ -25,7 +25,7 @@ from mffsr.checkpoint import load_model, provenance
 from mffsr.device import Runtime, choose
 from mffsr.errors import DeviceError, UsageError, is_out_of_memory
 from mffsr.events import Events
-from mffsr.focus_map import FocusMap, Labels, decide_focus
+from mffsr.focus_map import FocusMap, Labels, Tie, decide_focus
 from mffsr.frames import Frame, FrameStore, row_blocks
 from mffsr.limits import SMALLEST_TILE
 from mffsr.model import JointModel
@@ -244,8 +244,7 @@ def _decide(
 ) -> tuple[FocusMap, Plan]:
     """Decide which frame is in focus where, in the direction of work."""
     nearest_first = near_first(registrations) == (stack.order[0] <= stack.order[-1])
-    tie: Literal["first", "last"] | None
-    tie = None if prefer is None else "first" if nearest_first == (prefer == "near") else "last"
+    tie: Tie = None if prefer is None else "first" if nearest_first == (prefer == "near") else "last"
     found = {} if registrations is None else {r.index: r for r in registrations}
     view = (0, 0, *stack.size)
 

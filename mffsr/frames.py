@@ -21,7 +21,7 @@ import numpy as np
 from mffsr.errors import PhotoError
 from mffsr.photo import Pixels
 
-__all__ = ["IN_MEMORY", "Frame", "FrameStore", "StoredFrame", "disk_needed", "row_blocks"]
+__all__ = ["Frame", "FrameStore", "disk_needed", "row_blocks"]
 
 IN_MEMORY = 64 << 20  # bytes that all frames of a bracket may take together before they go to a file
 BLOCK = 8 << 20  # bytes handled at once where a whole frame is walked through

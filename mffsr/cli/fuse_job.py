@@ -30,7 +30,6 @@ __all__ = [
     "Depth",
     "Framing",
     "Job",
-    "Lazy",
     "Motion",
     "OnBadFrame",
     "OnExists",

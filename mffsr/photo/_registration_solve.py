@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from mffsr.photo._registration_proxy import Float, Level, Proxy
 
-__all__ = ["MODELS", "Fit", "Matrix", "Model", "correlation", "displacement", "fit"]
+__all__ = ["MODELS", "Fit", "Matrix", "Model", "displacement", "fit"]
 
 Matrix = NDArray[np.float64]  # 3×3, reference pixels to frame pixels
 Model = Literal["similarity", "affine", "homography"]

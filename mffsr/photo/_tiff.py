@@ -19,7 +19,7 @@ from ._decoded import Decoded, Header, Pixels, UnsupportedError, Warn
 from ._description import noted_resolution
 from ._ifd import Exif, IfdError, TiffReader, UnknownTypeError, Value, append_to_tiff, build_exif, parse_exif
 
-__all__ = ["check_segments", "decode", "descriptive", "encode", "header"]
+__all__ = ["check_segments", "decode", "descriptive", "encode", "header", "orientation"]
 
 _BIG = 3_800_000_000  # bytes of pixels from which classic TIFF's 32-bit offsets may not suffice
 _ICC, _XMP, _IPTC = 34675, 700, 33723

@@ -31,7 +31,7 @@ from ._sniff import RAW_SUFFIXES
 from .capture import SUFFIXES, Capture, read_capture, similarity, thumbnail
 from .images import MAX_PIXELS, read_header
 
-__all__ = ["GROUPINGS", "Bracket", "Found", "find_brackets", "named_as_result", "photos_in"]
+__all__ = ["Bracket", "Found", "find_brackets", "named_as_result", "photos_in"]
 
 GROUPINGS = ("auto", "folder", "time", "none")
 LONGEST_GAP = 30.0  # s, beside the exposure: rails and flashes take 10 to 20 s a frame
