@@ -243,11 +243,9 @@ def _finish(decoded: Decoded, path: Path, form: str, warn: Warn) -> Photo:
     pixels, alpha = split_alpha(_UPRIGHT[orientation](decoded.pixels))
     icc = decoded.icc
     if icc is not None and form == "PNG":
-        from ._colour import SPACES, icc_fault
+        from ._colour import SPACES, usable_icc
 
-        if fault := icc_fault(icc, SPACES[pixels.shape[2]]):
-            warn(f"the colour profile {fault}; it is left out and sRGB assumed")
-            icc = None
+        icc = usable_icc(icc, SPACES[pixels.shape[2]], warn)
     dpi = decoded.dpi or _blocks.exif_resolution(exif)
     if dpi is not None and sideways:
         dpi = dpi[1], dpi[0]

@@ -20,9 +20,10 @@ from typing import NamedTuple
 
 from mffsr.errors import PhotoError
 
+from ._blocks import parsed_exif
 from ._decoded import Warn, open_photo
 from ._description import read_description
-from ._ifd import Exif, IfdError, Value, as_ratio, build_exif, parse_exif
+from ._ifd import Exif, Value, as_ratio, build_exif
 from .images import Photo
 
 __all__ = ["XMP_NAMESPACE", "OutputMetadata", "is_result", "output_metadata"]
@@ -123,12 +124,7 @@ def is_result(path: Path) -> bool:
 
 
 def _parse_exif(block: bytes | None, warn: Warn) -> Exif:
-    exif = Exif()
-    if block is not None:
-        try:
-            exif = parse_exif(block)
-        except IfdError as fault:
-            warn(f"the EXIF data is damaged and left out ({fault})")
+    exif = parsed_exif(block, warn) or Exif()
     if exif.damaged:
         warn(f"{exif.damaged} damaged EXIF entries are left out")
     return exif
