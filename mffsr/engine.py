@@ -137,7 +137,6 @@ def fuse_bracket(
     prefer: str | None = None,
     depth: int | None = None,
     adaptive: bool = True,
-    fill: bool = True,
     save_aligned: Callable[[int, Photo], None] | None = None,
     inspect: Callable[[Mapping[int, Frame], Fusion], None] | None = None,
     scratch: Sequence[Path] = (),
@@ -151,7 +150,7 @@ def fuse_bracket(
     balance; `on_bad_frame`: fail or drop; `crop` to the field that all frames share; `prefer` near or far
     where frames tie. `save_aligned` gets every registered frame and its index, `inspect` all of them by
     index, with the result, before they are dropped. `scratch`: folders for the temporary file of large
-    brackets. `adaptive` and `fill` switch the pyramid's short cut and hole filling off, for comparison.
+    brackets. `adaptive`: see `mffsr.compare`.
     """
     events = events or Events()
     seconds: dict[str, float] = {}
@@ -179,8 +178,7 @@ def fuse_bracket(
             keep_few_kernels()
         with _timed(seconds, "focus"):
             focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, adaptive, events)
-            if fill:
-                focus = focus._replace(labels=_filled(stack, registrations, focus.labels, crop=crop))
+            focus = focus._replace(labels=_filled(stack, registrations, focus.labels, crop=crop))
         if focus.undecided >= TOLD:
             events.warning(f"{focus.undecided:.1%} of the picture is plain, or sharp in no photo")
         with _timed(seconds, "enlarge"):
