@@ -282,10 +282,12 @@ def check_photos(paths: list[Path], max_pixels: int, framing: Framing) -> list[H
         some = "1 photo" if paths else "no photos"
         raise UsageError(f"{some} given, expected at least 2: a bracket of one scene")
     headers = [read_header(path) for path in paths]
-    for index, path in enumerate(paths):
-        for other in paths[:index]:
-            if os.path.samefile(path, other):
-                raise UsageError(f"{path}: given twice")
+    seen: set[tuple[int, int]] = set()
+    for path in paths:
+        status = os.stat(path)
+        if (number := (status.st_dev, status.st_ino)) in seen:
+            raise UsageError(f"{path}: given twice")
+        seen.add(number)
     first = headers[0]
     for path, header in zip(paths, headers, strict=True):
         check_pixels(header, path, max_pixels)
