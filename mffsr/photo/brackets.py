@@ -61,6 +61,12 @@ class Found:
     brackets: list[Bracket] = field(default_factory=list)
     left_out: list[tuple[Path, str]] = field(default_factory=list)
 
+    def add(self, name: str, photos: Sequence[Path], why: str) -> None:
+        """Add a bracket; one of the same name, which would have the same output, gets another."""
+        while any(name == other.name for other in self.brackets):
+            name += "-2"
+        self.brackets.append(Bracket(name=name, photos=photos, why=why))
+
 
 def find_brackets(
     folder: Path,
@@ -88,7 +94,7 @@ def find_brackets(
             _part(photos, "" if place == folder else f"{relative}/", found, max_pixels)
         elif len(photos) > 1:
             name = Path(os.path.realpath(folder)).name or "bracket" if place == folder else relative
-            found.brackets.append(Bracket(name=name, photos=photos, why="one folder"))
+            found.add(name, photos, "one folder")
         else:
             found.left_out += [(photo, "the only photo of its folder") for photo in photos]
     return found
@@ -183,17 +189,11 @@ def _part(photos: list[Path], prefix: str, found: Found, max_pixels: int) -> Non
         else:
             groups.append([shot])
     _add_unreadable(shots, groups)
-    names: set[str] = set()
     for group in groups:
         if len(group) == 1:
             found.left_out.append((group[0].path, "no other photo belongs to it"))
-            continue
-        name = group[0].path.stem
-        while name in names:
-            name += "-2"
-        names.add(name)
-        paths = [shot.path for shot in group]
-        found.brackets.append(Bracket(name=prefix + name, photos=paths, why=_why(group)))
+        else:
+            found.add(prefix + group[0].path.stem, [shot.path for shot in group], _why(group))
 
 
 def _add_unreadable(shots: list[_Shot], groups: list[list[_Shot]]) -> None:
