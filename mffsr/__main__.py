@@ -21,9 +21,9 @@ def main() -> None:
 
         keep_freed_memory()
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-        from mffsr.cli.app import main as run
+        from mffsr.cli.app import app
 
-        run()
+        app()
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
         _leave(130)

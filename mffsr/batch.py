@@ -121,23 +121,21 @@ class _Skipped(Exception):  # noqa: N818 - nothing went wrong
     """A bracket need not be done; the text says why."""
 
 
+@dataclass
 class _Batch(Generic[R]):
-    """The state of one batch."""
+    """The state of one batch; see `run_batch` for its fields."""
 
-    def __init__(
-        self,
-        brackets: Sequence[Bracket],
-        worker: Worker[R],
-        out: Path,
-        options: Mapping[str, Any],
-        resume: bool,
-        ahead: int,
-        warn: Callable[[str], None],
-    ) -> None:
-        self.brackets, self.worker, self.options = brackets, worker, options
-        self.resume, self.ahead, self.warn = resume, ahead, warn
-        self.records = Records(out)
-        self.claims = Claims(brackets)
+    brackets: Sequence[Bracket]
+    worker: Worker[R]
+    out: Path
+    options: Mapping[str, Any]
+    resume: bool
+    ahead: int
+    warn: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.records = Records(self.out)
+        self.claims = Claims(self.brackets)
 
     def run(self, started: Callable[[Bracket, int], None], ended: Callable[[Outcome], None]) -> None:
         coming: _Ahead | None = None
@@ -307,13 +305,8 @@ class _Ahead:
         try:
             for path in self._bracket.photos:
                 header = read_header(path)
-                left -= (
-                    header.width
-                    * header.height
-                    * (header.channels + header.has_alpha)
-                    * header.bit_depth
-                    // 8
-                )
+                planes = header.channels + header.has_alpha
+                left -= header.width * header.height * planes * header.bit_depth // 8
                 if left < 0 or self._stop.is_set():
                     return
                 warnings: list[str] = []

@@ -91,9 +91,9 @@ class Records:
             return (
                 written.st_size == expected["size"] and content(path, stop=stop).sha256 == expected["sha256"]
             )
-        except (OSError, PhotoError) as fault:
-            if isinstance(fault, InterruptedError):
-                raise
+        except InterruptedError:  # asked for by `stop`
+            raise
+        except (OSError, PhotoError):
             return False
 
     def begin(self, target: Path, key: str, files: Sequence[Path]) -> None:
@@ -125,9 +125,7 @@ class Records:
         record = {"mffsr_batch": VERSION, "key": key, "begun": time.time_ns(), "files": files}
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_output(path, overwrite=True) as stream:
-            stream.write(
-                json.dumps(record, indent=1).encode()
-            )  # lone surrogates become escapes and come back
+            stream.write(json.dumps(record, indent=1).encode())  # lone surrogates are escaped and come back
 
     def _load(self, path: Path) -> dict[str, Any]:
         try:

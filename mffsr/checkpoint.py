@@ -33,14 +33,15 @@ from mffsr.model import FAPN, FN, FapnConfig, JointModel, SrnConfig
 from mffsr.photo import atomic_output
 
 __all__ = [
-    "VERSION",
     "Checkpoint",
+    "assemble",
     "digest",
     "find",
     "load",
     "load_model",
     "provenance",
     "read_design",
+    "read_header",
     "save_network",
     "weights_folder",
     "write_file",
@@ -48,11 +49,11 @@ __all__ = [
 
 VERSION = 1
 LONGEST_VERSION = 9  # digits
-_BUILD: dict[str, tuple[Callable[..., Any], Callable[..., nn.Module]]] = {
+Network = FAPN | FN
+_BUILD: dict[str, tuple[Callable[..., Any], Callable[..., Network]]] = {
     "fapn": (FapnConfig, FAPN),
     "fn": (SrnConfig, FN),
 }
-Network = FAPN | FN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Checkpoint:
 
     path: Path
     kind: str
-    network: FAPN | FN
+    network: Network
     sha256: str
     header: Mapping[str, str]
 
@@ -161,7 +162,7 @@ def read_header(path: Path) -> dict[str, str]:
 
 def read_design(
     path: Path, *, kind: str | None = None, scale: int | None = None
-) -> tuple[dict[str, str], FAPN | FN]:
+) -> tuple[dict[str, str], Network]:
     """Return a weight file's header and the network that it describes, without its tensors (on "meta").
 
     Raises CheckpointError for a file that is none of ours, or of another kind or scale.
@@ -178,8 +179,6 @@ def read_design(
         raise CheckpointError(f"{path}: its configuration is not understood ({error})") from None
     if scale is not None and header["kind"] == "fn" and config.scale != scale:
         raise CheckpointError(f"{path}: weights for scale {config.scale}, but scale {scale} is asked for")
-    if not isinstance(network, FAPN | FN):
-        raise TypeError(type(network))
     return header, network
 
 
@@ -246,12 +245,9 @@ def provenance(parts: Sequence[Checkpoint]) -> dict[str, str]:
 
 def assemble(fapn: Network, fn: Network | None = None) -> JointModel:
     """Put a FAPN and an FN together."""
-    with torch.device("meta"):
-        model = JointModel(FapnConfig(), None)
     if not isinstance(fapn, FAPN) or not (fn is None or isinstance(fn, FN)):
         raise TypeError(f"expected a FAPN and an FN, found {type(fapn).__name__} and {type(fn).__name__}")
-    model.fapn, model.fn = fapn, fn
-    return model.eval()
+    return JointModel(fapn, fn).eval()
 
 
 def save_network(

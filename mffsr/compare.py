@@ -25,12 +25,13 @@ from mffsr.allocator import make_room_for
 from mffsr.device import Runtime
 from mffsr.errors import MffsrError
 from mffsr.frames import Frame, row_blocks
-from mffsr.model import FocusMaps, JointModel
+from mffsr.model import JointModel
 from mffsr.model.blocks import start_of
 from mffsr.photo import Pixels
 from mffsr.tiles import Tile, covering, tiles
 
 __all__ = [
+    "FLOOR",
     "TIE",
     "UNDECIDED",
     "Comparison",
@@ -110,9 +111,9 @@ def compare(
         pair = (_reduced(photo1, level), _reduced(photo2, level))
         size = (pair[0].shape[0], pair[0].shape[1])
         doubt = np.ones(size, np.bool_)
-        if level < top:
-            settled = _settled(margin, shown) if adaptive else np.zeros_like(margin, np.bool_)
-            doubt = cv2.resize(settled.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST) == 0
+        if adaptive and level < top:
+            settled = _settled(margin, shown).astype(np.uint8)
+            doubt = cv2.resize(settled, size[::-1], interpolation=cv2.INTER_NEAREST) == 0
         margin = np.asarray(cv2.resize(margin, size[::-1], interpolation=cv2.INTER_LINEAR), np.int16)
         if top:
             known = differs if level == 0 else None
@@ -137,10 +138,7 @@ def compare(
                 )
             run += bool(parts)
             for part in parts:
-                image1, image2 = (to_tensor(photo[part.outer], runtime) for photo in pair)
-                make_room_for(image1.nbytes)
-                with torch.inference_mode(), runtime.autocast():
-                    found = _read(model.focus(image1, image2, part.inner))
+                found = _margin(model, pair, part, runtime)
                 counts = doubt[part.core]  # what else the rectangle holds depends on where tiles begin
                 if level < top:
                     counts = counts & (np.abs(found) >= TIE)
@@ -215,13 +213,17 @@ def detail_window(height: int, width: int) -> int:
     return max(LEAST_WINDOW, round(min(height, width) * DETAIL_WINDOW)) | 1
 
 
-def _read(maps: FocusMaps) -> Margin:
+def _margin(model: JointModel, pair: tuple[Frame, Frame], part: Tile, runtime: Runtime) -> Margin:
     """Return 255 · (M2 − M1) of a tile's core, rounded away from zero so that the sign is kept."""
-    difference = (maps.m2 - maps.m1)[0, 0]
-    if not math.isfinite(float(difference.sum())):
-        raise MffsrError(
-            "the focus map is not finite: damaged weights, or a precision too low for them\n"
-            "try --precision fp32"
-        )
-    found: Margin = (difference.sign() * (difference.abs() * 255).ceil()).to(torch.int16).cpu().numpy()
+    image1, image2 = (to_tensor(photo[part.outer], runtime) for photo in pair)
+    make_room_for(image1.nbytes)
+    with torch.inference_mode(), runtime.autocast():
+        maps = model.focus(image1, image2, part.inner)
+        difference = (maps.m2 - maps.m1)[0, 0]
+        if not math.isfinite(float(difference.sum())):
+            raise MffsrError(
+                "the focus map is not finite: damaged weights, or a precision too low for them\n"
+                "try --precision fp32"
+            )
+        found: Margin = (difference.sign() * (difference.abs() * 255).ceil()).to(torch.int16).cpu().numpy()
     return found

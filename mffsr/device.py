@@ -12,7 +12,7 @@ import torch
 
 from mffsr.errors import DeviceError, UsageError
 
-__all__ = ["PRECISIONS", "Runtime", "available_devices", "available_memory", "choose", "find_device"]
+__all__ = ["Runtime", "available_devices", "available_memory", "choose", "find_device"]
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 

@@ -25,7 +25,7 @@ from mffsr.checkpoint import load_model, provenance
 from mffsr.device import Runtime, choose
 from mffsr.errors import DeviceError, UsageError, is_out_of_memory
 from mffsr.events import Events
-from mffsr.focus_map import FocusMap, Labels, decide_focus
+from mffsr.focus_map import FocusMap, Labels, Tie, decide_focus
 from mffsr.frames import Frame, FrameStore, row_blocks
 from mffsr.limits import SMALLEST_TILE
 from mffsr.model import JointModel
@@ -44,7 +44,7 @@ from mffsr.stack import (
     resample,
 )
 
-__all__ = ["Events", "Fusion", "Plan", "fuse", "fuse_bracket", "plan_tiles"]
+__all__ = ["Fusion", "fuse", "fuse_bracket"]
 
 T = TypeVar("T")
 
@@ -137,7 +137,6 @@ def fuse_bracket(
     prefer: str | None = None,
     depth: int | None = None,
     adaptive: bool = True,
-    fill: bool = True,
     save_aligned: Callable[[int, Photo], None] | None = None,
     inspect: Callable[[Mapping[int, Frame], Fusion], None] | None = None,
     scratch: Sequence[Path] = (),
@@ -151,7 +150,7 @@ def fuse_bracket(
     balance; `on_bad_frame`: fail or drop; `crop` to the field that all frames share; `prefer` near or far
     where frames tie. `save_aligned` gets every registered frame and its index, `inspect` all of them by
     index, with the result, before they are dropped. `scratch`: folders for the temporary file of large
-    brackets. `adaptive` and `fill` switch the pyramid's short cut and hole filling off, for comparison.
+    brackets. `adaptive`: see `mffsr.compare`.
     """
     events = events or Events()
     seconds: dict[str, float] = {}
@@ -179,8 +178,7 @@ def fuse_bracket(
             keep_few_kernels()
         with _timed(seconds, "focus"):
             focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, adaptive, events)
-            if fill:
-                focus = focus._replace(labels=_filled(stack, registrations, focus.labels, crop=crop))
+            focus = focus._replace(labels=_filled(stack, registrations, focus.labels, crop=crop))
         if focus.undecided >= TOLD:
             events.warning(f"{focus.undecided:.1%} of the picture is plain, or sharp in no photo")
         with _timed(seconds, "enlarge"):
@@ -244,8 +242,7 @@ def _decide(
 ) -> tuple[FocusMap, Plan]:
     """Decide which frame is in focus where, in the direction of work."""
     nearest_first = near_first(registrations) == (stack.order[0] <= stack.order[-1])
-    tie: Literal["first", "last"] | None
-    tie = None if prefer is None else "first" if nearest_first == (prefer == "near") else "last"
+    tie: Tie = None if prefer is None else "first" if nearest_first == (prefer == "near") else "last"
     found = {} if registrations is None else {r.index: r for r in registrations}
     view = (0, 0, *stack.size)
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
-    "OUT_OF_MEMORY",
     "BracketError",
     "CheckpointError",
     "ClusterError",

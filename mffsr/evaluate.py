@@ -18,7 +18,7 @@ import numpy as np
 
 from mffsr.checkpoint import assemble, load, load_model
 from mffsr.device import Runtime, choose
-from mffsr.engine import Events, Fusion, fuse_bracket, plan_tiles
+from mffsr.engine import Fusion, fuse_bracket
 from mffsr.errors import BracketError, MffsrError, UsageError
 from mffsr.evaluate_files import Bracket, Pixels, check_sizes, colour, crop, load_all
 from mffsr.evaluate_scores import Evaluation, Progress, Row, Scores, fusion_scores, scores, truth_scores
@@ -30,8 +30,10 @@ from mffsr.evaluate_synthetic import (
     reduce,
     synthetic_bracket,
 )
+from mffsr.events import Events
 from mffsr.model import JointModel
 from mffsr.photo import Photo
+from mffsr.plan import plan_tiles
 from mffsr.render import render
 
 __all__ = [
@@ -100,11 +102,7 @@ class Engine:
         """Return the same; whatever it tells begins with the name of what is fused."""
         if (told := self.events) is None:
             return self
-        events = Events(
-            message=lambda text: told.message(f"{name}: {text}"),
-            warning=lambda text: told.warning(f"{name}: {text}"),
-        )
-        return replace(self, events=events)
+        return replace(self, events=Events(warning=lambda text: told.warning(f"{name}: {text}")))
 
 
 def load_engine(

@@ -13,5 +13,4 @@ class Events:
     """What the engine tells while it works; everything is optional."""
 
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
-    message: Callable[[str], None] = lambda text: None  # something the user should know
     warning: Callable[[str], None] = lambda text: None  # something the user should look at

@@ -27,7 +27,7 @@ from mffsr.model import JointModel
 from mffsr.photo import Pixels
 from mffsr.regions import Glow, Labels, fill_holes, nearby, settle_undecided, undecided_regions
 
-__all__ = ["FocusMap", "Labels", "decide_focus", "preview"]
+__all__ = ["FocusMap", "Labels", "Tie", "decide_focus", "preview"]
 
 Tie = Literal["first", "last"] | None
 Seen = Callable[[int], NDArray[np.bool_]] | None
@@ -69,7 +69,6 @@ def decide_focus(
     frames do not cover the picture. `adaptive`: see `mffsr.compare`. `progress` is given tiles done, and all
     of them.
     """
-
     hold = partial(compare, model, runtime=runtime, tile=tile, adaptive=adaptive)
     decide = _decide_pair if len(frames) == 2 else _decide_stack
     return decide(frames, hold, tie, seen, progress)

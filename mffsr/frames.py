@@ -14,7 +14,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 import numpy as np
@@ -22,7 +21,7 @@ import numpy as np
 from mffsr.errors import PhotoError
 from mffsr.photo import Pixels
 
-__all__ = ["IN_MEMORY", "Frame", "FrameStore", "StoredFrame", "disk_needed", "row_blocks"]
+__all__ = ["Frame", "FrameStore", "disk_needed", "row_blocks"]
 
 IN_MEMORY = 64 << 20  # bytes that all frames of a bracket may take together before they go to a file
 BLOCK = 8 << 20  # bytes handled at once where a whole frame is walked through
@@ -69,13 +68,11 @@ class FrameStore:
         count: int,
         *,
         folders: Sequence[Path] = (),
-        in_memory: int | None = None,
         beside: FrameStore | None = None,
     ) -> None:
         self._count = count
         self._folders = folders
         self._beside = beside
-        self._in_memory = IN_MEMORY if in_memory is None else in_memory
         self._frames: dict[int, Frame] = {}
         self._room: dict[int, tuple[int, int]] = {}  # offset and bytes that a frame has in the file
         self._file: IO[bytes] | None = None
@@ -85,10 +82,11 @@ class FrameStore:
     def __enter__(self) -> FrameStore:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *raised: object) -> None:
+        self._frames.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -106,7 +104,7 @@ class FrameStore:
 
         A `borrowed` array lives elsewhere anyway and is only referred to.
         """
-        if borrowed or self._count * pixels.nbytes <= self._in_memory:
+        if borrowed or self._count * pixels.nbytes <= IN_MEMORY:
             self._frames[index] = pixels
             return
         if self._file is None:
@@ -132,13 +130,6 @@ class FrameStore:
     def to_come(self) -> int:
         """Bytes that the file is still to take."""
         return max(0, self._expected - self._end)
-
-    def close(self) -> None:
-        """Drop all frames and the file."""
-        self._frames.clear()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def disk_needed(count: int, plane: int, channels: int, *, alpha: bool) -> int:

@@ -179,5 +179,5 @@ def _wait(device: torch.device) -> None:
 
 def _pixels(shape: tuple[int, ...], tile: int, halo: int) -> int:
     """Return the pixels of all tiles, each with its halo."""
-    parts = tiles(shape[0], shape[1], tile, halo)
-    return sum((r[1] - r[0]) * (c[1] - c[0]) for r, c in ((p.rows[2:], p.columns[2:]) for p in parts))
+    outer = (part.outer for part in tiles(shape[0], shape[1], tile, halo))
+    return sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in outer)

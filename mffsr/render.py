@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
 from typing import NamedTuple
 
 import cv2
@@ -104,8 +105,9 @@ def _render_tile(
         margin = TRANSITION_REACH + DECODER_REACH
         near = _near(masks, core, margin) if gate else [True] * len(chosen)
         images, masks = _joined(sources, masks, bands, near)
-        if gate:
-            images, masks = _without_absent(images, masks, core)
+        if gate:  # a frame whose mask is zero within the decoder's reach of the core adds nothing
+            present = _near(masks, core, DECODER_REACH)
+            images, masks = list(compress(images, present)), masks[:, present]
         core, (masks, *images) = narrowed(core, model.reach, masks, *images)
         with runtime.autocast():
             return model.render(images, masks, core, gate=gate), len(images)
@@ -139,14 +141,6 @@ def _joined(
     # Alone within reach of the core, a frame has all of the mask there.
     weights = transition(masks, images) if len(images) > 1 else torch.ones_like(masks)
     return [bands.joined(image, band, common) for image, band in zip(images, coarse, strict=True)], weights
-
-
-def _without_absent(
-    images: list[torch.Tensor], masks: torch.Tensor, core: Region
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Leave out the frames whose mask is zero within the decoder's reach of the core."""
-    present = _near(masks, core, DECODER_REACH)
-    return [image for image, there in zip(images, present, strict=True) if there], masks[:, present]
 
 
 def _border(part: Tile, shape: tuple[int, ...]) -> tuple[int, int, int, int]:

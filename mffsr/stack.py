@@ -36,7 +36,6 @@ from mffsr.photo.tone import tone_curve
 __all__ = [
     "Source",
     "Stack",
-    "as_photo",
     "covered",
     "field_of_view",
     "near_first",
@@ -80,7 +79,7 @@ class Stack:
         return ((pixels.astype(np.uint32) + (1 << self.raised >> 1)) >> self.raised).astype(pixels.dtype)
 
 
-def as_photo(source: Source, warn: Callable[[str], None] | None = None) -> Photo:
+def _as_photo(source: Source, warn: Callable[[str], None]) -> Photo:
     """Return a path's, an array's or a photo's Photo; raises UsageError for anything else."""
     if isinstance(source, Photo):
         return source
@@ -110,7 +109,7 @@ def read_stack(sources: Sequence[Source], frames: FrameStore, alphas: FrameStore
     size, brightest = (0, 0), 0
     for index in range(len(sources)):
         source = sources[index]
-        photo = as_photo(source, events.warning)
+        photo = _as_photo(source, events.warning)
         # Other sequences load their items on access; only of lists and tuples they live on elsewhere.
         held = isinstance(sources, list | tuple) and not isinstance(source, str | os.PathLike)
         size = size if heads else photo.size

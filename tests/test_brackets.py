@@ -116,6 +116,16 @@ def test_other_scenes_are_no_bracket_however_fast(tmp_path, pair, other):
     assert similarity(thumbnail(tmp_path / "0.jpg"), thumbnail(tmp_path / "2.jpg")) < 0.5
 
 
+def test_brackets_of_one_name_get_outputs_of_their_own(tmp_path, pair):
+    for name, pixels in (("a.png", pair[0]), ("b.png", pair[1])):
+        shoot(tmp_path / "a", name, pixels)
+        shoot(tmp_path / "a" / "a", name, pixels)
+    for name, pixels in (("a.jpg", pair[0]), ("b.jpg", pair[1])):
+        shoot(tmp_path, name, pixels)
+    assert list(names(find_brackets(tmp_path))) == ["a", "a-2", "a/a"]
+    assert list(names(find_brackets(tmp_path / "a", group="folder"))) == ["a", "a-2"]
+
+
 def test_slow_but_even_shots_are_a_bracket(tmp_path):
     pair = bracket(96, 128, blur=1)[:2]
     for number in range(5):

@@ -24,7 +24,7 @@ from mffsr.checkpoint import weights_folder
 from mffsr.cli.app import app
 from mffsr.cli.console import Console, failure_text
 from mffsr.cli.fuse_job import Motion, expand, parse_memory, parse_tile
-from mffsr.cli.fuse_plan import _table, describe_registration
+from mffsr.cli.fuse_plan import _table, describe_frame
 from mffsr.cli.train import _lock
 from mffsr.errors import DeviceError, PhotoError, TrainingError, UsageError
 from mffsr.photo import Photo, read_photo, write_photo
@@ -382,7 +382,7 @@ def test_a_name_that_is_piped_out_is_that_of_the_file(monkeypatch):
 
 def test_what_registration_cannot_tell_is_null_and_a_dash():
     found = Registration(residual=float("inf"))
-    assert describe_registration(found)["residual"] is None
+    assert describe_frame(0, [found], {})["residual"] is None
     lines = _table([found, Registration(residual=12.34)])
     assert lines[1].endswith("  –")
     assert len(set(map(len, lines[1:]))) == 1

@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from mffsr.checkpoint import assemble
 from mffsr.device import Runtime
-from mffsr.engine import Events, Plan, fuse, fuse_bracket, plan_tiles
+from mffsr.engine import fuse, fuse_bracket
 from mffsr.errors import BracketError, DeviceError, MffsrError, UsageError
+from mffsr.events import Events
 from mffsr.focus_map import decide_focus, preview
 from mffsr.model import FAPN, FapnConfig, FocusMaps
 from mffsr.model.blocks import box_mean, gradient_map
 from mffsr.photo import Photo
-from mffsr.plan import SOURCES, memory_of, rough_seconds
+from mffsr.plan import SOURCES, Plan, memory_of, plan_tiles, rough_seconds
 from mffsr.regions import fill_holes, settle_undecided, undecided_regions
 from mffsr.render import render
 
@@ -39,21 +40,23 @@ def difference(a, b):
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 @pytest.mark.parametrize("size", [(97, 131), (160, 64)])
-def test_tiled_equals_whole(scale, size, cpu):
+def test_tiled_equals_whole(scale, size, cpu, monkeypatch):
+    monkeypatch.setattr("mffsr.engine.fill_holes", lambda labels: labels)
     model = tiny_model(scale)
     near, far, _, _ = bracket(*size)
-    whole = fuse_bracket(photos(near, far), model, cpu, tile=512, align=False, depth=16, fill=False)
+    whole = fuse_bracket(photos(near, far), model, cpu, tile=512, align=False, depth=16)
     for tile in (64, 80):
-        tiled = fuse_bracket(photos(near, far), model, cpu, tile=tile, align=False, depth=16, fill=False)
+        tiled = fuse_bracket(photos(near, far), model, cpu, tile=tile, align=False, depth=16)
         np.testing.assert_array_equal(tiled.labels, whole.labels)
         assert difference(tiled.photo.pixels, whole.photo.pixels) <= 1
 
 
-def test_five_frames_tiled_equal_whole(cpu):
+def test_five_frames_tiled_equal_whole(cpu, monkeypatch):
+    monkeypatch.setattr("mffsr.engine.fill_holes", lambda labels: labels)
     model = tiny_model(2)
     frames = photos(*(bracket(120, 100, seed=0, blur=b)[i % 2] for i, b in enumerate((1, 2, 3, 4, 5))))
-    whole = fuse_bracket(frames, model, cpu, tile=512, align=False, fill=False)
-    tiled = fuse_bracket(frames, model, cpu, tile=64, align=False, fill=False)
+    whole = fuse_bracket(frames, model, cpu, tile=512, align=False)
+    tiled = fuse_bracket(frames, model, cpu, tile=64, align=False)
     np.testing.assert_array_equal(tiled.labels, whole.labels)
     assert difference(tiled.photo.pixels, whole.photo.pixels) <= 1
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from mffsr.limits import SCALES
 from mffsr.model import FAPN, FN, FapnConfig, SrnConfig, blocks, enlarge, onednn
 from mffsr.model.blocks import (
     Stack,
@@ -26,7 +27,7 @@ from mffsr.model.dense import DenseResidualBlock
 from mffsr.model.fapn import FR
 from mffsr.model.joint import decide
 from mffsr.model.resize import enlarge_bilinear
-from mffsr.model.srn import SCALES, SRN, STEPS
+from mffsr.model.srn import SRN, STEPS
 from mffsr.model.transition import TRANSITION_REACH, WIDE_REACH, Bands, transition
 from mffsr.tiles import Tile, span
 

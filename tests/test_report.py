@@ -173,7 +173,8 @@ def test_large_photos_make_pages_of_bounded_size_with_details_at_full_size(fused
 def test_frames_in_a_file_give_the_same_pictures(fused, monkeypatch):
     frames, fusion = fused
     monkeypatch.setattr(pictures_module, "LARGEST", 128 * 96)
-    with FrameStore(len(frames), in_memory=0) as store:
+    monkeypatch.setattr("mffsr.frames.IN_MEMORY", 0)
+    with FrameStore(len(frames)) as store:
         for index, frame in frames.items():
             store.put(index, frame)
         stored = {index: store[index] for index in frames}

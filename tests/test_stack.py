@@ -72,10 +72,11 @@ class Loading(Sequence):
 
 
 @pytest.mark.parametrize("in_memory", [0, 1 << 30])
-def test_a_stored_frame_is_the_array(tmp_path, in_memory):
+def test_a_stored_frame_is_the_array(tmp_path, monkeypatch, in_memory):
+    monkeypatch.setattr("mffsr.frames.IN_MEMORY", in_memory)
     rng = np.random.default_rng(0)
     arrays = [rng.integers(0, 65536, (50, 37, 3)).astype(np.uint16) for _ in range(3)]
-    with FrameStore(3, folders=[tmp_path], in_memory=in_memory) as store:
+    with FrameStore(3, folders=[tmp_path]) as store:
         for index, array in enumerate(arrays):
             store.put(index, array)
         smaller, larger = arrays[1][3:40, 5:30].copy(), np.concatenate((arrays[2], arrays[2]))
@@ -265,12 +266,13 @@ def test_exposure_is_left_alone_if_the_user_says_so(cpu):
     np.testing.assert_array_equal(kept.photo.pixels, alone.photo.pixels)
 
 
-def test_crop_cuts_to_the_common_field_and_no_crop_keeps_the_size(cpu):
+def test_crop_cuts_to_the_common_field_and_no_crop_keeps_the_size(cpu, monkeypatch):
+    monkeypatch.setattr("mffsr.engine.fill_holes", lambda labels: labels)
     near, far, _, _ = bracket(140, 180)
     frames = [photo(near), photo(moved(far, 9, -6))]
     cut = fuse_bracket(frames, tiny_model(1), cpu)
     assert cut.photo.size == (171, 134)
-    whole = fuse_bracket(frames, tiny_model(1), cpu, crop=False, fill=False)
+    whole = fuse_bracket(frames, tiny_model(1), cpu, crop=False)
     assert whole.photo.size == (180, 140)
     reference = whole.registrations[0].reference
     other = whole.registrations[1 - reference]
@@ -458,7 +460,7 @@ def test_interrupted_leaves_no_temporary_frames(tmp_path, tiny_weights, number):
     near, far, _, _ = bracket(400, 500)
     for name, pixels in (("a", near), ("b", far)):
         write_photo(photo(pixels), tmp_path / f"{name}.png")
-    code = "import mffsr.frames; mffsr.frames.IN_MEMORY = 0; from mffsr.cli.app import main; main()"
+    code = "import mffsr.frames; mffsr.frames.IN_MEMORY = 0; from mffsr.cli.app import app; app()"
     command = [
         sys.executable,
         "-c",

@@ -7,7 +7,7 @@ import typer
 from mffsr.cli import batch, doctor, evaluate, fuse, train
 from mffsr.cli import options as opt
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 EPILOG = "Exit codes: 0 all done · 1 something could not be done · 2 usage · 130 Ctrl-C · 143 terminated."
 
@@ -39,8 +39,3 @@ app.command("doctor", short_help="Check the installation and say how to fix what
 @app.callback()
 def _common(version: opt.Version = False) -> None:
     """Fuse a focus bracket into one all-in-focus photograph and super-resolve it, in one network."""
-
-
-def main() -> None:
-    """Run the command line."""
-    app()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mffsr.cli.batch_report import Tally
     from mffsr.photo.brackets import Bracket
 
-__all__ = ["Remote", "fuse_remotely"]
+__all__ = ["fuse_remotely"]
 
 EVERY = 0.25  # s between two words about the progress of one stage
 _busy = threading.Lock()  # a worker does one bracket at a time, however many threads it has

@@ -70,22 +70,20 @@ class _Done:
     console: Console
 
 
+@dataclass
 class Fuser:
     """Does one bracket after the other exactly as `mffsr fuse` does: see `mffsr.batch.Worker`."""
 
-    def __init__(
-        self,
-        options: Options,
-        model: JointModel,
-        runtime: Runtime,
-        provenance: dict[str, str],
-        making: Making,
-        console: Console,
-    ) -> None:
-        self.options, self.model, self.runtime = options, model, runtime
-        self.provenance, self.making, self.console = provenance, making, console
-        self.digests = [digest for _, digest in making.weights]
-        self.max_pixels = options.max_pixels
+    options: Options
+    model: JointModel
+    runtime: Runtime
+    provenance: dict[str, str]
+    making: Making
+    console: Console
+
+    def __post_init__(self) -> None:
+        self.digests = [digest for _, digest in self.making.weights]
+        self.max_pixels = self.options.max_pixels
 
     def deciding(self) -> dict[str, Any]:
         """Return the options that change results, as JSON has them, for --resume."""

@@ -26,9 +26,7 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
-def doctor(
-    as_json: opt.Json = False,
-) -> None:
+def doctor(as_json: opt.Json = False) -> None:
     """Check the installation and say how to fix what is missing."""
     console = Console(as_json=as_json)
     with exit_codes(console):

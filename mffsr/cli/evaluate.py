@@ -258,10 +258,10 @@ def _measure(sources: Sequence[Path], fused: Path | None) -> Report:
 def _engine(
     request: Request, options: dict[str, Any], tile: int | None, memory: int | None, console: Console
 ) -> Engine:
-    from mffsr.engine import Events
     from mffsr.evaluate import load_engine
+    from mffsr.events import Events
 
-    events = Events(message=console.message, warning=console.warning)
+    events = Events(warning=console.warning)
     engine = load_engine(
         request.scale or 2, request.weights, max_memory=memory, tile=tile, events=events, **options
     )

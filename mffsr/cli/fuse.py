@@ -28,7 +28,7 @@ from mffsr.cli.fuse_job import (
     prepare,
     settle_existing,
 )
-from mffsr.cli.fuse_plan import describe_registration
+from mffsr.cli.fuse_plan import describe_frame
 from mffsr.cli.fuse_plan import dry_run as plan_only
 from mffsr.cli.outputs import preview_name
 from mffsr.cli.reports import Report, command_line, making_of, settle_report
@@ -190,7 +190,8 @@ def run_job(
 
     `report` takes its pictures meanwhile.
     """
-    from mffsr.engine import Events, fuse_bracket
+    from mffsr.engine import fuse_bracket
+    from mffsr.events import Events
     from mffsr.photo import write_photo
     from mffsr.plan import plan_tiles
 
@@ -209,7 +210,6 @@ def run_job(
                     target.parent.rmdir()
             raise
 
-    events = Events(progress=console.progress, message=console.message, warning=console.warning)
     with console.live():
         fusion = fuse_bracket(
             job.open(console, read),
@@ -227,7 +227,7 @@ def run_job(
             depth=job.depth,
             scratch=[job.output.parent],
             provenance=provenance,
-            events=events,
+            events=Events(progress=console.progress, warning=console.warning),
         )
     for path, share in zip(job.photos, fusion.shares, strict=True):
         console.message(f"{path.name}: {share:.1%} of the picture")
@@ -254,15 +254,6 @@ def write_result(job: Job, fusion: Fusion, quality: int, console: Console) -> No
 
 def describe(job: Job, fusion: Fusion, runtime: Runtime, seconds: float, console: Console) -> dict[str, Any]:
     """Return what --json tells of a fused bracket."""
-    frames: list[dict[str, Any]] = []
-    for index, path in enumerate(job.photos):
-        frame: dict[str, Any] = {"path": str(path), "share": round(fusion.shares[index], 6)}
-        if index in fusion.dropped:
-            frame["dropped"] = fusion.dropped[index]
-        for found in fusion.registrations or ():
-            if found.index == index:
-                frame |= describe_registration(found)
-        frames.append(frame)
     width, height = fusion.photo.size
     return {
         "input": {"width": job.size[0], "height": job.size[1], "depth": job.source_depth},
@@ -271,7 +262,14 @@ def describe(job: Job, fusion: Fusion, runtime: Runtime, seconds: float, console
         "height": height,
         "depth": fusion.photo.bit_depth,
         "scale": job.scale,
-        "frames": frames,
+        "frames": [
+            {
+                "path": str(path),
+                "share": round(share, 6),
+                **describe_frame(index, fusion.registrations or (), fusion.dropped),
+            }
+            for index, (path, share) in enumerate(zip(job.photos, fusion.shares, strict=True))
+        ],
         "undecided": round(fusion.undecided, 6),
         "device": str(runtime.device),
         "precision": runtime.precision,

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -29,7 +30,6 @@ __all__ = [
     "Depth",
     "Framing",
     "Job",
-    "Lazy",
     "Motion",
     "OnBadFrame",
     "OnExists",
@@ -110,12 +110,12 @@ class Motion(str, Enum):
 class Framing:
     """How the frames are brought together."""
 
-    align: bool = True
-    crop: bool = True
-    exposure: bool = True
-    on_bad_frame: str = "fail"
-    prefer: str | None = None
-    model: str = "similarity"
+    align: bool
+    crop: bool
+    exposure: bool
+    on_bad_frame: str
+    prefer: str | None
+    model: str
     save_aligned: Path | None = None
 
 
@@ -130,12 +130,12 @@ class Job:
     scale: int
     overwrite: bool
     max_pixels: int  # that a photo may have
-    source_depth: int = 8  # of the deepest photo
-    channels: int = 3  # 1 if all photos are gray
-    has_alpha: bool = False
-    framing: Framing = Framing()
-    focus_map: Path | None = None  # where it goes, its preview beside it
-    aligned: tuple[Path, ...] = ()  # where the registered photos go; empty where they are not kept
+    source_depth: int  # of the deepest photo
+    channels: int  # 1 if all photos are gray
+    has_alpha: bool
+    framing: Framing
+    focus_map: Path | None  # where it goes, its preview beside it
+    aligned: tuple[Path, ...]  # where the registered photos go; empty where they are not kept
 
     @property
     def outputs(self) -> list[Path]:
@@ -146,12 +146,8 @@ class Job:
         """Return the photos; `read` replaces `read_photo` where they are read ahead."""
         from mffsr.photo import read_photo
 
-        def read_one(path: Path) -> Photo:
-            if read is not None:
-                return read(path, warn=console.warning)
-            return read_photo(path, max_pixels=self.max_pixels, warn=console.warning)
-
-        return Lazy(self.photos, read_one)
+        read = read or partial(read_photo, max_pixels=self.max_pixels)
+        return Lazy(self.photos, partial(read, warn=console.warning))
 
 
 def own_files(output: Path | None, focus_map: Path | None) -> list[Path]:
@@ -286,10 +282,12 @@ def check_photos(paths: list[Path], max_pixels: int, framing: Framing) -> list[H
         some = "1 photo" if paths else "no photos"
         raise UsageError(f"{some} given, expected at least 2: a bracket of one scene")
     headers = [read_header(path) for path in paths]
-    for index, path in enumerate(paths):
-        for other in paths[:index]:
-            if os.path.samefile(path, other):
-                raise UsageError(f"{path}: given twice")
+    seen: set[tuple[int, int]] = set()
+    for path in paths:
+        status = os.stat(path)
+        if (number := (status.st_dev, status.st_ino)) in seen:
+            raise UsageError(f"{path}: given twice")
+        seen.add(number)
     first = headers[0]
     for path, header in zip(paths, headers, strict=True):
         check_pixels(header, path, max_pixels)

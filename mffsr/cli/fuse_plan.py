@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from mffsr.cli.console import Console
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mffsr.cli.fuse_job import Job
     from mffsr.device import Runtime
     from mffsr.model import JointModel
     from mffsr.photo.align import Registration
 
-__all__ = ["describe_registration", "dry_run"]
+__all__ = ["describe_frame", "dry_run"]
 
 
 def dry_run(job: Job, model: JointModel, runtime: Runtime, tile: int | None, console: Console) -> None:
@@ -32,7 +32,7 @@ def dry_run(job: Job, model: JointModel, runtime: Runtime, tile: int | None, con
     shape = (height, width, job.channels)
     plan = plan_tiles(runtime, model, shape, tile, job.depth, console.warning)
     if job.framing.align:
-        events = Events(progress=console.progress, message=console.message, warning=console.warning)
+        events = Events(progress=console.progress, warning=console.warning)
         photos = job.open(console)
         folders = [job.output.parent]
         framing = job.framing
@@ -66,7 +66,10 @@ def dry_run(job: Job, model: JointModel, runtime: Runtime, tile: int | None, con
     ]
     data = {
         "photos": [str(path) for path in job.photos],
-        "frames": [_frame(job, index, registrations, dropped) for index in range(count)],
+        "frames": [
+            {"path": str(path), **describe_frame(index, registrations, dropped)}
+            for index, path in enumerate(job.photos)
+        ],
         "output": str(job.output),
         "width": size[0],
         "height": size[1],
@@ -80,8 +83,15 @@ def dry_run(job: Job, model: JointModel, runtime: Runtime, tile: int | None, con
     console.result("\n".join(lines), data)
 
 
-def describe_registration(found: Registration) -> dict[str, Any]:
-    """Return what --json tells of where a frame lies and how bright it is."""
+def describe_frame(
+    index: int, registrations: Sequence[Registration], dropped: Mapping[int, str]
+) -> dict[str, Any]:
+    """Return what --json tells of where a frame lies and how bright it is, or why it was left out."""
+    if index in dropped:
+        return {"dropped": dropped[index]}
+    found = next((found for found in registrations if found.index == index), None)
+    if found is None:
+        return {}
     return {
         "shift": [round(v, 3) for v in found.shift],
         "rotation": round(found.rotation, 4),
@@ -92,18 +102,6 @@ def describe_registration(found: Registration) -> dict[str, Any]:
         "residual": round(found.residual, 3) if math.isfinite(found.residual) else None,  # JSON has no ∞
         "reference": found.index == found.reference,
     }
-
-
-def _frame(
-    job: Job, index: int, registrations: Sequence[Registration], dropped: dict[int, str]
-) -> dict[str, Any]:
-    frame: dict[str, Any] = {"path": str(job.photos[index])}
-    if index in dropped:
-        frame["dropped"] = dropped[index]
-    for found in registrations:
-        if found.index == index:
-            frame |= describe_registration(found)
-    return frame
 
 
 def _photos(job: Job, registrations: Sequence[Registration], dropped: dict[int, str]) -> list[str]:

@@ -91,9 +91,8 @@ def _q_g_xydeas(a: FloatImage, b: FloatImage, fused: FloatImage) -> float:
         s = _gradient(source)
         larger = np.maximum(s.strength, f.strength)
         ratio = np.minimum(s.strength, f.strength) / np.where(larger == 0, 1.0, larger)  # eq. 3
-        quality = (
-            0.9994 * _logistic(ratio, 15, 0.5) * 0.9879 * _logistic(_alignment(s, f), 22, 0.8)
-        )  # eqs. 5–7
+        # eqs. 5–7
+        quality = 0.9994 * _logistic(ratio, 15, 0.5) * 0.9879 * _logistic(_alignment(s, f), 22, 0.8)
         weighted += float((quality * s.strength).sum())
         weights += float(s.strength.sum())
     return weighted / weights if weights > 0 else 0.0  # eq. 8, with L = 1

@@ -3,6 +3,6 @@
 from mffsr.model.fapn import FAPN, FapnConfig, FocusMaps
 from mffsr.model.joint import FN, JointModel
 from mffsr.model.resize import enlarge
-from mffsr.model.srn import SCALES, SRN, SrnConfig
+from mffsr.model.srn import SRN, SrnConfig
 
-__all__ = ["FAPN", "FN", "SCALES", "SRN", "FapnConfig", "FocusMaps", "JointModel", "SrnConfig", "enlarge"]
+__all__ = ["FAPN", "FN", "SRN", "FapnConfig", "FocusMaps", "JointModel", "SrnConfig", "enlarge"]

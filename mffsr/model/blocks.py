@@ -18,6 +18,7 @@ from mffsr.model.onednn import sum_of_convolutions, usable, working_type
 from mffsr.tiles import Region
 
 __all__ = [
+    "LEAK",
     "MOST_BLOCKS",
     "WIDEST",
     "Stack",

@@ -28,10 +28,10 @@ class DenseResidualBlock(nn.Module):
     to `onto`, both (B, features, h, w).
     """
 
-    def __init__(self, inputs: int, features: int, growth: int, layers: int = 3) -> None:
+    def __init__(self, inputs: int, features: int, growth: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(conv(inputs + i * growth, growth) for i in range(layers))
-        self.fuse = conv(inputs + layers * growth, features, 1)
+        self.layers = nn.ModuleList(conv(inputs + i * growth, growth) for i in range(3))
+        self.fuse = conv(inputs + 3 * growth, features, 1)
 
     def forward(self, *parts: Tensor, onto: Tensor) -> Tensor:
         if usable(onto):

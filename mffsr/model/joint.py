@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mffsr.model.blocks import crop, scaled, start_of, widened, within
-from mffsr.model.fapn import FAPN, FapnConfig, FocusMaps
+from mffsr.model.blocks import crop, scaled, start_of, whole, widened, within
+from mffsr.model.fapn import FAPN, FocusMaps
 from mffsr.model.onednn import working_type
 from mffsr.model.resize import enlarge_bilinear
 from mffsr.model.srn import SRN, Decoder, SourceFeatures, SrnConfig
@@ -58,8 +58,7 @@ class FN(nn.Module):
         """
         if masks.shape[1] != len(sources):
             raise ValueError(f"{len(sources)} sources but {masks.shape[1]} masks")
-        rows, columns = (slice(0, size) for size in masks.shape[-2:])
-        region, inner = widened(wanted or (rows, columns), DECODER_REACH, masks)
+        region, inner = widened(wanted or whole(masks), DECODER_REACH, masks)
         # One source alone has mask 1 throughout.
         fused = (
             self.srn.features(sources[0], region)
@@ -83,8 +82,8 @@ class FN(nn.Module):
                 found = self.srn.features(source, part)
                 rows, columns = scaled(within(part, region), scale)
                 weight = weights[:, index : index + 1, rows, columns]
-                for whole, one in zip(total, found, strict=True):
-                    whole[:, :, rows, columns].addcmul_(weight.to(one.dtype), one)
+                for into, one in zip(total, found, strict=True):
+                    into[:, :, rows, columns].addcmul_(weight.to(one.dtype), one)
         return total
 
     def _blank(self, masks: Tensor) -> SourceFeatures:
@@ -114,10 +113,9 @@ class JointModel(nn.Module):
     There is no `forward`: between `focus` and `render` the whole photo's label map is made.
     """
 
-    def __init__(self, fapn: FapnConfig, srn: SrnConfig | None) -> None:
+    def __init__(self, fapn: FAPN, fn: FN | None) -> None:
         super().__init__()
-        self.fapn = FAPN(fapn)
-        self.fn = FN(srn) if srn is not None else None
+        self.fapn, self.fn = fapn, fn
 
     @property
     def scale(self) -> int:

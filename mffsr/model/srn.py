@@ -41,7 +41,7 @@ from mffsr.model.dense import DenseResidualBlock
 from mffsr.model.resize import enlarge, enlarge_bilinear
 from mffsr.tiles import Region
 
-__all__ = ["LIFTED_REACH", "SCALES", "SRN", "STEPS", "Decoder", "SourceFeatures", "SrnConfig"]
+__all__ = ["LIFTED_REACH", "SRN", "STEPS", "Decoder", "SourceFeatures", "SrnConfig"]
 
 LIFTED_REACH = 2  # of the deconvolutions and the bicubic enlargement, in low-resolution pixels
 NARROW_EVERY = 2  # blocks: oneDNN first makes code for every size that it convolves
@@ -145,8 +145,7 @@ class SRN(nn.Module):
 
         With `wanted`, of that region alone: the same, for less work.
         """
-        region = wanted or whole(image)
-        region, (image,) = narrowed(region, self.config.reach, image)
+        region, (image,) = narrowed(wanted or whole(image), self.config.reach, image)
         make_room_for(image.nbytes)
         gradient = gradient_map(image)
         low = self.shallow(image)  # F^l

@@ -12,6 +12,7 @@ from ._ifd import RATIONAL, Entry, Exif, IfdError, TiffReader, parse_exif
 __all__ = [
     "exif_orientation",
     "exif_resolution",
+    "parsed_exif",
     "resolution_of",
     "strip_exif_prefix",
     "upright_exif",
@@ -30,6 +31,15 @@ def strip_exif_prefix(block: bytes | None) -> bytes | None:
     while block and block.startswith(b"Exif\0\0"):
         block = block[6:]
     return block or None
+
+
+def parsed_exif(block: bytes | None, warn: Warn) -> Exif | None:
+    """The block's fields; None, where it is damaged with a warning."""
+    try:
+        return parse_exif(block) if block is not None else None
+    except IfdError as fault:
+        warn(f"the EXIF data is damaged and left out ({fault})")
+        return None
 
 
 def exif_orientation(block: bytes | None) -> int | None:

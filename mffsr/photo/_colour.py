@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from ._decoded import Pixels, to_8_bit
+from ._decoded import Pixels, Warn, to_8_bit
 
-__all__ = ["SPACES", "gray_to_srgb", "icc_fault", "srgb_profile", "to_srgb"]
+__all__ = ["SPACES", "gray_to_srgb", "icc_fault", "srgb_profile", "to_srgb", "usable_icc"]
 
 SPACES = {1: "GRAY", 3: "RGB"}  # the colour space a profile must describe, by channels
 _LARGEST = 16_000_000  # bytes; what 255 JPEG segments hold
@@ -44,6 +44,16 @@ def icc_fault(icc: bytes, space: str) -> str | None:
         _transform(icc, mode)
     except Exception as fault:  # noqa: BLE001 - littleCMS reports hostile profiles in many ways
         return f"is damaged ({fault})"
+    return None
+
+
+def usable_icc(
+    icc: bytes | None, space: str, warn: Warn, *, then: str = "; it is left out and sRGB assumed"
+) -> bytes | None:
+    """The profile if it can serve for pixels of `space`; else None, with a warning that ends with `then`."""
+    if icc is None or (fault := icc_fault(icc, space)) is None:
+        return icc
+    warn(f"the colour profile {fault}{then}")
     return None
 
 

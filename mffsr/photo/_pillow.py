@@ -144,10 +144,7 @@ def decode(stream: BinaryIO, form: str, warn: Warn) -> Decoded:
     if form in ("AVIF", "HEIF"):
         _tell_of_losses(stream, warn)
     image.load()
-    icc = info.get("icc_profile") or None
-    if icc is not None and (fault := _colour.icc_fault(icc, _space(image.mode))):
-        warn(f"the colour profile {fault}; it is left out and sRGB assumed")
-        icc = None
+    icc = _colour.usable_icc(info.get("icc_profile") or None, _space(image.mode), warn)
     pixels, icc = _unpack(image, icc)
     orientation = info.get("original_orientation") if form == "HEIF" else None
     return Decoded(

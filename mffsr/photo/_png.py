@@ -15,7 +15,7 @@ import numpy as np
 
 from ._decoded import Decoded, Header, Pixels, Warn, like_srgb
 
-__all__ = ["SIGNATURE", "decode", "encode", "header"]
+__all__ = ["decode", "encode", "header"]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _LARGEST_METADATA = 16 << 20

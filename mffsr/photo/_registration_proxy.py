@@ -85,14 +85,16 @@ class Proxy:
     def contrast(self) -> float:
         """Standard deviation of the low-passed lightness (the square root of the light), 0..0.5."""
         height, width = self.luminance.shape
-        small = cv2.resize(self.luminance, _fit(width, height, 16_384), interpolation=cv2.INTER_AREA)
+        small = cv2.resize(self.luminance, _size_within(width, height, 16_384), interpolation=cv2.INTER_AREA)
         return float(np.sqrt(small).std())
 
     @cached_property
     def features(self) -> tuple[Float, Float]:
         """SIFT features of the blurred lightness: K×2 frame coordinates and K×128 unit descriptors."""
         height, width = self.luminance.shape
-        small = cv2.resize(self.luminance, _fit(width, height, FEATURE_PIXELS), interpolation=cv2.INTER_AREA)
+        small = cv2.resize(
+            self.luminance, _size_within(width, height, FEATURE_PIXELS), interpolation=cv2.INTER_AREA
+        )
         small = np.sqrt(cv2.GaussianBlur(small, (0, 0), LOW_PASS))
         low, high = np.percentile(small[::4, ::4], (0.5, 99.5))
         stretched = np.clip((small - low) * (255.0 / max(float(high - low), NOISE_FLOOR)), 0, 255)
@@ -121,7 +123,7 @@ def make_proxy(frame: Image, curve: ToneCurve = SRGB) -> Proxy:
         )
     small = frame
     if height * width > PROXY_PIXELS:
-        small = cv2.resize(frame, _fit(width, height, PROXY_PIXELS), interpolation=cv2.INTER_AREA)
+        small = cv2.resize(frame, _size_within(width, height, PROXY_PIXELS), interpolation=cv2.INTER_AREA)
         small = small.reshape(*small.shape[:2], channels)
     linear = curve.table(frame.dtype)[small]
     usable = ((linear > BLACK) & (linear < CLIPPED)).astype(np.float32)
@@ -136,7 +138,7 @@ def make_proxy(frame: Image, curve: ToneCurve = SRGB) -> Proxy:
     return Proxy((width, height), luminance, light, valid)
 
 
-def _fit(width: int, height: int, pixels: int) -> tuple[int, int]:
+def _size_within(width: int, height: int, pixels: int) -> tuple[int, int]:
     """The largest size of the same shape with at most `pixels` pixels; never larger than given."""
     shrink = min(1.0, (pixels / (width * height)) ** 0.5)
     return max(1, int(width * shrink)), max(1, int(height * shrink))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from mffsr.photo._registration_proxy import Float, Level, Proxy
 
-__all__ = ["MODELS", "Fit", "Matrix", "Model", "correlation", "displacement", "fit"]
+__all__ = ["MODELS", "Fit", "Matrix", "Model", "displacement", "fit"]
 
 Matrix = NDArray[np.float64]  # 3×3, reference pixels to frame pixels
 Model = Literal["similarity", "affine", "homography"]
@@ -185,13 +185,13 @@ def _points(level: Level, size: tuple[int, int]) -> _Points:
     (sx, sy), (full_width, full_height) = level.scale, size
     x = ((columns.ravel() + 0.5) / sx - 0.5).astype(np.float32)
     y = ((rows.ravel() + 0.5) / sy - 0.5).astype(np.float32)
-    centre, radius = _frame_of(size)
+    centre, radius = _centre_and_radius(size)
     value = level.image[rows.ravel(), columns.ravel()] * np.array([1.0, sx, sy], np.float32)
     cell = (y * (CELLS / full_height)).astype(np.intp) * CELLS + (x * (CELLS / full_width)).astype(np.intp)
     return _Points(x, y, (x - centre[0]) / radius, (y - centre[1]) / radius, value, cell)
 
 
-def _frame_of(size: tuple[int, int]) -> tuple[Float, np.float32]:
+def _centre_and_radius(size: tuple[int, int]) -> tuple[Float, np.float32]:
     """Centre and radius that normalise frame coordinates."""
     centre = np.array([(size[0] - 1) / 2, (size[1] - 1) / 2], np.float32)
     return centre, np.float32(np.hypot(*size) / 2)
@@ -242,7 +242,7 @@ def _refine(
 ) -> tuple[Matrix, float]:
     """Gauss–Newton on one level: the matrix, unchanged where it only got worse, and its correlation."""
     points = _points(reference, size)
-    centre, radius = _frame_of(size)
+    centre, radius = _centre_and_radius(size)
     normalise = np.array(
         [[1 / radius, 0, -centre[0] / radius], [0, 1 / radius, -centre[1] / radius], [0, 0, 1]]
     )
@@ -272,7 +272,7 @@ def _measure(frame: Proxy, reference: Proxy, matrix: Matrix, model: Model, judge
     """Quality of `matrix`: correlation, what each cell of the reference would still move, and its error."""
     level = reference.levels[0]
     points = _points(level, reference.size)
-    _, radius = _frame_of(reference.size)
+    _, radius = _centre_and_radius(reference.size)
     jacobian, error, weight, gradient, inside = _system(frame.levels[0], matrix, points, model, radius)
     count = CELLS * CELLS
 
@@ -298,7 +298,7 @@ def _measure(frame: Proxy, reference: Proxy, matrix: Matrix, model: Model, judge
 
 def _corner_error(covariance: NDArray[np.float64], model: Model, size: tuple[int, int]) -> float:
     """Standard error of the displacement at the worst corner, from the covariance of the parameters."""
-    _, radius = _frame_of(size)
+    _, radius = _centre_and_radius(size)
     worst = 0.0
     for u, v in ((-1, -1), (1, -1), (-1, 1), (1, 1)):
         corner = np.array([u * size[0] / (2 * radius), v * size[1] / (2 * radius), 1.0])

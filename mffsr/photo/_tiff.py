@@ -19,7 +19,7 @@ from ._decoded import Decoded, Header, Pixels, UnsupportedError, Warn
 from ._description import noted_resolution
 from ._ifd import Exif, IfdError, TiffReader, UnknownTypeError, Value, append_to_tiff, build_exif, parse_exif
 
-__all__ = ["check_segments", "decode", "descriptive", "encode", "header"]
+__all__ = ["check_segments", "decode", "descriptive", "encode", "header", "orientation"]
 
 _BIG = 3_800_000_000  # bytes of pixels from which classic TIFF's 32-bit offsets may not suffice
 _ICC, _XMP, _IPTC = 34675, 700, 33723
@@ -169,12 +169,8 @@ def decode(stream: BinaryIO, warn: Warn) -> Decoded:
     if int(page.planarconfig or 1) == 2 and pixels.ndim == 3:
         pixels = np.moveaxis(pixels, 0, 2)
     pixels = pixels.reshape(layout.height, layout.width, layout.samples)
-    icc = _field(reader, _ICC)
-    if icc is not None:
-        space = "CMYK" if layout.photometric == 5 else _colour.SPACES[layout.header().channels]
-        if fault := _colour.icc_fault(icc, space):
-            warn(f"the colour profile {fault}; it is left out and sRGB assumed")
-            icc = None
+    space = "CMYK" if layout.photometric == 5 else _colour.SPACES[layout.header().channels]
+    icc = _colour.usable_icc(_field(reader, _ICC), space, warn)
     upright = _interpret(pixels, layout, colormap)
     if layout.photometric == 5:
         inks = cast("Pixels", np.ascontiguousarray(upright[:, :, :4]))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import cv2
@@ -38,7 +38,6 @@ __all__ = [
     "ForeignFrameError",
     "Registration",
     "common_field",
-    "estimate",
     "register_bracket",
     "warp",
 ]
@@ -113,32 +112,6 @@ class _Trail(NamedTuple):
     pace: Matrix  # frame ← the frame before it: the best guess of the next step
 
 
-def estimate(
-    frame: Image,
-    reference: Image,
-    *,
-    model: Model = "similarity",
-    initial: Matrix | None = None,
-    names: Sequence[str] = ("the reference", "the frame"),
-) -> Registration:
-    """Register `frame` to `reference`, both H×W×C.
-
-    `initial` is a first guess of the matrix, `names` are those of reference and frame for messages.
-    Raises ForeignFrameError where the two do not show the same scene, BracketError for a size that cannot be
-    registered, ValueError on arrays of another kind.
-    """
-    _check_model(model)
-    check_registrable((reference.shape[1], reference.shape[0]), names[0])
-    fixed, moving = make_proxy(reference), make_proxy(frame)
-    for index, proxy in enumerate((fixed, moving)):
-        _refuse(index, names[index], _emptiness(proxy))
-    _refuse(1, names[1], _misfit(moving, fixed))
-    found = fit(moving, fixed, model, [] if initial is None else [np.asarray(initial, float)])
-    _refuse(1, names[1], _doubt(found, names[0], fixed.size))
-    placed = _Placed(found, exposure_gain(moving, fixed, found.matrix))
-    return _registration(placed, fixed.size, index=1, reference=0)
-
-
 def register_bracket(
     load: Callable[[int], Image],
     count: int,
@@ -156,7 +129,8 @@ def register_bracket(
     called with the error instead and the frame left out. `progress` gets (done, count). Raises BracketError
     for a size that cannot be registered.
     """
-    _check_model(model)
+    if model not in MODELS:
+        raise ValueError(f"unknown model {model!r}: expected one of {', '.join(MODELS)}")
     if count < 1:
         raise ValueError("no frames")
     names = names if names is not None else [f"frame {i + 1} of {count}" for i in range(count)]
@@ -339,9 +313,17 @@ def _registration(placed: _Placed, size: tuple[int, int], *, index: int, referen
     centre = _centre(size)
     moved = matrix @ centre
     dx, dy = (moved[:2] / moved[2] - centre[:2]).tolist()
-    result = Registration(matrix=matrix, gain=gain, shift=(dx, dy), rotation=rotation, scale=scale)
-    return replace(
-        result, ecc=found.ecc, residual=found.residual, spread=found.spread, index=index, reference=reference
+    return Registration(
+        matrix=matrix,
+        gain=gain,
+        shift=(dx, dy),
+        rotation=rotation,
+        scale=scale,
+        ecc=found.ecc,
+        residual=found.residual,
+        spread=found.spread,
+        index=index,
+        reference=reference,
     )
 
 
@@ -355,16 +337,6 @@ def _similarity(matrix: Matrix, size: tuple[int, int]) -> tuple[float, float]:
     x, y, w = matrix @ _centre(size)
     a = (matrix[:2, :2] - np.outer((x / w, y / w), matrix[2, :2])) / w
     return math.sqrt(abs(np.linalg.det(a))), math.degrees(math.atan2(a[1, 0] - a[0, 1], a[0, 0] + a[1, 1]))
-
-
-def _check_model(model: Model) -> None:
-    if model not in MODELS:
-        raise ValueError(f"unknown model {model!r}: expected one of {', '.join(MODELS)}")
-
-
-def _refuse(index: int, name: str, reason: str | None) -> None:
-    if reason is not None:
-        raise ForeignFrameError(index, name, reason)
 
 
 def _emptiness(proxy: Proxy) -> str | None:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -30,7 +31,7 @@ from ._sniff import RAW_SUFFIXES
 from .capture import SUFFIXES, Capture, read_capture, similarity, thumbnail
 from .images import MAX_PIXELS, read_header
 
-__all__ = ["GROUPINGS", "Bracket", "Found", "find_brackets", "named_as_result", "photos_in"]
+__all__ = ["Bracket", "Found", "find_brackets", "named_as_result", "photos_in"]
 
 GROUPINGS = ("auto", "folder", "time", "none")
 LONGEST_GAP = 30.0  # s, beside the exposure: rails and flashes take 10 to 20 s a frame
@@ -60,12 +61,18 @@ class Found:
     brackets: list[Bracket] = field(default_factory=list)
     left_out: list[tuple[Path, str]] = field(default_factory=list)
 
+    def add(self, name: str, photos: Sequence[Path], why: str) -> None:
+        """Add a bracket; one of the same name, which would have the same output, gets another."""
+        while any(name == other.name for other in self.brackets):
+            name += "-2"
+        self.brackets.append(Bracket(name=name, photos=photos, why=why))
+
 
 def find_brackets(
     folder: Path,
     *,
     group: str = "auto",
-    skip: frozenset[str] | set[str] = frozenset(),
+    skip: Set[str] = frozenset(),
     max_pixels: int = MAX_PIXELS,
 ) -> Found:
     """Find the brackets below a folder, in natural order.
@@ -87,13 +94,13 @@ def find_brackets(
             _part(photos, "" if place == folder else f"{relative}/", found, max_pixels)
         elif len(photos) > 1:
             name = Path(os.path.realpath(folder)).name or "bracket" if place == folder else relative
-            found.brackets.append(Bracket(name=name, photos=photos, why="one folder"))
+            found.add(name, photos, "one folder")
         else:
             found.left_out += [(photo, "the only photo of its folder") for photo in photos]
     return found
 
 
-def photos_in(folder: Path, skip: frozenset[str] | set[str] = frozenset()) -> list[Path]:
+def photos_in(folder: Path, skip: Set[str] = frozenset()) -> list[Path]:
     """List the photos in a folder itself, in natural order, but for those that `find_brackets` passes over.
 
     `skip` are real paths of files to pass over as well. Raises PhotoError for a folder that cannot be read or
@@ -158,18 +165,15 @@ class _Shot:
         self.fault = False
         self.capture = Capture(path=path)
         self.size: tuple[int, int] | None = None
-        self._thumbnail: NDArray[np.float32] | None = None
-        self._looked = False
         try:
             self.capture = read_capture(path)
             self.size = read_header(path).size
         except PhotoError:
             self.fault = True
 
+    @cached_property
     def thumbnail(self) -> NDArray[np.float32] | None:
-        if not self._looked:
-            self._thumbnail, self._looked = thumbnail(self.path, max_pixels=self.max_pixels), True
-        return self._thumbnail
+        return thumbnail(self.path, max_pixels=self.max_pixels)
 
 
 def _part(photos: list[Path], prefix: str, found: Found, max_pixels: int) -> None:
@@ -185,17 +189,11 @@ def _part(photos: list[Path], prefix: str, found: Found, max_pixels: int) -> Non
         else:
             groups.append([shot])
     _add_unreadable(shots, groups)
-    names: set[str] = set()
     for group in groups:
         if len(group) == 1:
             found.left_out.append((group[0].path, "no other photo belongs to it"))
-            continue
-        name = group[0].path.stem
-        while name in names:
-            name += "-2"
-        names.add(name)
-        paths = [shot.path for shot in group]
-        found.brackets.append(Bracket(name=prefix + name, photos=paths, why=_why(group)))
+        else:
+            found.add(prefix + group[0].path.stem, [shot.path for shot in group], _why(group))
 
 
 def _add_unreadable(shots: list[_Shot], groups: list[list[_Shot]]) -> None:
@@ -229,7 +227,7 @@ def _belongs(shot: _Shot, group: list[_Shot]) -> bool:
         if gap > LONGEST_GAP or gap > max(SHORT_GAP, UNEVEN * usual):
             return False
         needed = ALIKE if gap <= SHORT_GAP else VERY_ALIKE
-    seen, now = last.thumbnail(), shot.thumbnail()
+    seen, now = last.thumbnail, shot.thumbnail
     return seen is None or now is None or similarity(seen, now) >= needed
 
 

@@ -26,23 +26,8 @@ from .images import MAX_PIXELS, check_pixels, read_header, read_photo
 
 __all__ = ["SUFFIXES", "Capture", "read_capture", "similarity", "thumbnail"]
 
-SUFFIXES = _sniff.RAW_SUFFIXES | frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".pnm",
-        ".ppm",
-        ".pgm",
-        ".heic",
-        ".heif",
-        ".hif",
-        ".avif",
-    ]
-)
+_NAMES = "jpg jpeg png tif tiff webp pnm ppm pgm heic heif hif avif"
+SUFFIXES = _sniff.RAW_SUFFIXES | {f".{name}" for name in _NAMES.split()}
 _OLYMPUS = (b"OLYMPUS\0", b"OM SYSTEM\0\0\0")  # then byte order and version, then the first directory
 SIDE = 32  # of a thumbnail, pixels: a blur of 1 % of the photo's width is a third of one
 
@@ -54,11 +39,8 @@ class Capture:
     path: Path
     camera: str | None = None  # make, model and serial number
     time: float | None = None  # seconds on the camera's clock, from an arbitrary start
-    settings: tuple[float | None, ...] = (
-        None,
-        None,
-        None,
-    )  # exposure time in s, f-number, focal length in mm
+    # exposure time in s, f-number, focal length in mm
+    settings: tuple[float | None, ...] = (None, None, None)
     sequence: int | None = None  # number of the shot in a focus bracket, as the camera counted
 
 

@@ -38,10 +38,6 @@ MAX_PIXELS = MAX_MEGAPIXELS * 1_000_000
 MAX_REGISTERED_SIDE = 32_766  # OpenCV holds coordinates of a warp in 16 bits
 
 
-def _silent(_text: str) -> None:
-    """What warns where nobody listens."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Photo:
     """One photograph, upright.
@@ -129,7 +125,8 @@ def read_photo(
     path = Path(path)
 
     def tell(text: str) -> None:
-        (warn or _silent)(f"{path}: {text}")
+        if warn is not None:
+            warn(f"{path}: {text}")
 
     with open_photo(path) as stream:
         with guarded(path):
@@ -246,11 +243,9 @@ def _finish(decoded: Decoded, path: Path, form: str, warn: Warn) -> Photo:
     pixels, alpha = split_alpha(_UPRIGHT[orientation](decoded.pixels))
     icc = decoded.icc
     if icc is not None and form == "PNG":
-        from ._colour import SPACES, icc_fault
+        from ._colour import SPACES, usable_icc
 
-        if fault := icc_fault(icc, SPACES[pixels.shape[2]]):
-            warn(f"the colour profile {fault}; it is left out and sRGB assumed")
-            icc = None
+        icc = usable_icc(icc, SPACES[pixels.shape[2]], warn)
     dpi = decoded.dpi or _blocks.exif_resolution(exif)
     if dpi is not None and sideways:
         dpi = dpi[1], dpi[0]

@@ -20,9 +20,10 @@ from typing import NamedTuple
 
 from mffsr.errors import PhotoError
 
+from ._blocks import parsed_exif
 from ._decoded import Warn, open_photo
 from ._description import read_description
-from ._ifd import Exif, IfdError, Value, as_ratio, build_exif, parse_exif
+from ._ifd import Exif, Value, as_ratio, build_exif
 from .images import Photo
 
 __all__ = ["XMP_NAMESPACE", "OutputMetadata", "is_result", "output_metadata"]
@@ -123,12 +124,7 @@ def is_result(path: Path) -> bool:
 
 
 def _parse_exif(block: bytes | None, warn: Warn) -> Exif:
-    exif = Exif()
-    if block is not None:
-        try:
-            exif = parse_exif(block)
-        except IfdError as fault:
-            warn(f"the EXIF data is damaged and left out ({fault})")
+    exif = parsed_exif(block, warn) or Exif()
     if exif.damaged:
         warn(f"{exif.damaged} damaged EXIF entries are left out")
     return exif
@@ -187,8 +183,7 @@ def _xmp(packet: bytes | None, facts: _Facts, warn: Warn) -> bytes:
     """The packet with its provenance; what cannot be parsed is replaced by a new one."""
     if packet is not None:
         try:
-            root = _parse(packet)
-            return _finish(root, facts)
+            return _finish(_parse(packet), facts)
         except (ValueError, ET.ParseError, RecursionError) as fault:
             warn(f"the XMP data is damaged and left out ({' '.join(str(fault).split())[:100]})")
     root = ET.Element(f"{{{_X}}}xmpmeta")
@@ -197,7 +192,7 @@ def _xmp(packet: bytes | None, facts: _Facts, warn: Warn) -> bytes:
 
 
 def _parse(packet: bytes) -> ET.Element:
-    """The x:xmpmeta (or rdf:RDF) element; raises ValueError for entities and for what is no XMP."""
+    """The packet's outermost element; raises ValueError for entities, ET.ParseError for what is no XML."""
     if len(packet) > _LARGEST_PACKET:
         raise ValueError(f"larger than {_LARGEST_PACKET >> 20} MiB")
     text = packet.decode("utf-8").strip("\0\ufeff \t\r\n")
@@ -211,18 +206,15 @@ def _parse(packet: bytes) -> ET.Element:
             known.add(uri)
             ET.register_namespace(prefix, uri)  # else it would be written as ns0, ns1, ...
     root: ET.Element = parser.root  # type: ignore[attr-defined]
-    if _rdf(root) is None:
-        raise ValueError("no rdf:RDF inside")
     return root
 
 
-def _rdf(root: ET.Element) -> ET.Element | None:
-    return root if root.tag == f"{{{_RDF}}}RDF" else root.find(f"{{{_RDF}}}RDF")
-
-
 def _finish(root: ET.Element, facts: _Facts) -> bytes:
-    """Put right what is stale, add the provenance in a description of its own, and serialise."""
-    rdf = _rdf(root)
+    """Put right what is stale, add the provenance in a description of its own, and serialise.
+
+    `root` is x:xmpmeta or rdf:RDF; raises ValueError for what is no XMP.
+    """
+    rdf = root if root.tag == f"{{{_RDF}}}RDF" else root.find(f"{{{_RDF}}}RDF")
     if rdf is None:
         raise ValueError("no rdf:RDF inside")
     descriptions = [one for one in rdf if one.tag == f"{{{_RDF}}}Description"]

@@ -17,9 +17,10 @@ from mffsr.errors import PhotoError, UsageError
 
 from . import _jpeg, _png
 from ._atomic import atomic_output, resolve_target
-from ._colour import SPACES, gray_to_srgb, icc_fault
+from ._blocks import parsed_exif
+from ._colour import SPACES, gray_to_srgb, usable_icc
 from ._decoded import Warn, guarded, join_alpha, to_8_bit
-from ._ifd import Exif, IfdError, build_exif, parse_exif
+from ._ifd import build_exif
 from .images import Photo
 
 __all__ = ["OUTPUT_EXTENSIONS", "check_target", "supported_depth", "write_photo"]
@@ -110,7 +111,7 @@ def write_photo(
             warn(f"{path}: {text}")
 
     with atomic_output(path, overwrite=overwrite) as stream, guarded(path, doing="cannot be written"):
-        icc = _usable_icc(photo, tell)
+        icc = usable_icc(photo.icc, SPACES[photo.pixels.shape[2]], tell, then="; it is left out")
         pixels, alpha = photo.pixels, photo.alpha
         if not form.gray and pixels.shape[2] == 1:
             pixels, icc = gray_to_srgb(pixels, icc)
@@ -142,7 +143,7 @@ def write_photo(
                     joined,
                     alpha=alpha is not None,
                     icc=icc,
-                    exif=_parsed(photo.exif, tell),
+                    exif=parsed_exif(photo.exif, tell),
                     xmp=photo.xmp,
                     iptc=photo.iptc,
                     dpi=photo.dpi,
@@ -151,32 +152,11 @@ def write_photo(
                 raise NotImplementedError(f"nothing writes {form.name} yet")
 
 
-def _usable_icc(photo: Photo, warn: Warn) -> bytes | None:
-    """The photo's profile if it fits its pixels; a wrong one would spoil the file."""
-    if photo.icc is None:
-        return None
-    fault = icc_fault(photo.icc, SPACES[photo.pixels.shape[2]])
-    if fault is not None:
-        warn(f"the colour profile {fault}; it is left out")
-        return None
-    return photo.icc
-
-
-def _parsed(block: bytes | None, warn: Warn) -> Exif | None:
-    if block is None:
-        return None
-    try:
-        return parse_exif(block)
-    except IfdError as fault:
-        warn(f"the EXIF data is damaged and left out ({fault})")
-        return None
-
-
 def _fit_jpeg(photo: Photo, warn: Warn) -> tuple[bytes | None, bytes | None, bytes | None]:
     """EXIF, XMP and IPTC within the 64 KiB of a JPEG segment."""
     exif, xmp, iptc = photo.exif, photo.xmp, photo.iptc
     if exif is not None and len(exif) > _LARGEST_EXIF:
-        parsed = _parsed(exif, warn)
+        parsed = parsed_exif(exif, warn)
         exif = None
         if parsed is not None:
             for values in (parsed.exif, parsed.main):  # maker notes, previews and the like go first

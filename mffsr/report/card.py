@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -65,9 +64,9 @@ def read_card(page: Path) -> Card | None:
         return None
 
 
-def is_ours(path: str | os.PathLike[str]) -> bool:
+def is_ours(path: Path) -> bool:
     """Whether a file is a page that mffsr wrote."""
-    return MARK in _head(Path(path))
+    return MARK in _head(path)
 
 
 def _head(page: Path) -> str:
