@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from mffsr.batch import Claims, run_batch
 from mffsr.batch_plan import read_plan
-from mffsr.batch_record import FOLDER, Records
+from mffsr.batch_record import FOLDER, Records, State
 from mffsr.cli.app import app
 from mffsr.cli.batch import batch as batch_command
 from mffsr.cli.fuse import fuse as fuse_command
@@ -560,6 +560,23 @@ def test_damaged_records_count_as_missing(brackets, copier):
     assert sorted(events) == ["failed", "failed", "skipped"]
 
 
+def test_what_a_killed_batch_wrote_is_known_by_any_clock(tmp_path):
+    output, records = tmp_path / "b1.jpg", Records(tmp_path)
+    records.begin(output, "key", [output])
+    output.write_bytes(b"new")
+    for path in (output, *(tmp_path / FOLDER).iterdir()):
+        os.utime(path, (time.time() - 3600,) * 2)  # as a network folder dates them, whose clock is late
+    assert records.find(output, "key").state is State.finished
+
+
+def test_what_a_killed_batch_found_is_not_its_own(tmp_path):
+    output, records = tmp_path / "b1.jpg", Records(tmp_path)
+    output.write_bytes(b"old")
+    os.utime(output, (time.time() + 3600,) * 2)  # the clock has been put right since
+    records.begin(output, "key", [output])
+    assert records.find(output, "key").state is State.unknown
+
+
 def test_two_brackets_of_one_name_and_maps_in_the_way(mffsr, copied, tmp_path):
     table = '[[bracket]]\nname = "x"\nphotos = ["in/b1/p1.jpg", "in/b1/p2.jpg"]\n'
     (tmp_path / "plan.toml").write_text(2 * table)
@@ -639,6 +656,18 @@ def test_resume_redoes_its_own_renamed_output_and_no_other_file(mffsr, copied, t
     assert outcome(mffsr(*arguments)) == [("failed", "b1")]
     assert page.read_bytes() == b"my notes"
     assert files() == made
+
+
+def test_an_output_is_known_by_any_capitals_where_a_disk_takes_them_for_one(tmp_path):
+    one, two = (Bracket(name=name, photos=[tmp_path / name]) for name in "Aa")
+    claims = Claims([one, two])
+    claims.claim(tmp_path / "A.JPG", one)
+    (tmp_path / "A.JPG").touch()
+    claims.claim(tmp_path / "A.JPG", one)
+    if not (tmp_path / "a.jpg").exists():  # such a disk is imitated: both names open one file
+        (tmp_path / "a.jpg").hardlink_to(tmp_path / "A.JPG")
+    with pytest.raises(BracketError, match="is the output of bracket A already"):
+        claims.claim(tmp_path / "a.jpg", two)
 
 
 def test_an_input_is_known_by_any_capitals_where_those_do_not_matter(monkeypatch, tmp_path):
