@@ -226,6 +226,22 @@ def test_a_dry_run_tells_what_each_bracket_takes(mffsr, copied, tmp_path):
     assert "expected" not in remote["brackets"][0]
 
 
+def test_a_dry_run_tells_of_names_that_cannot_be_written(mffsr, copied, tmp_path):
+    long = "l" * 250  # with _x2.jpg longer than 255
+    (copied / "b1").rename(copied / long)
+    (tmp_path / "out").mkdir()
+    arguments = ["batch", copied, "-o", tmp_path / "out", "-n"]
+    result = mffsr(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count("# cannot be fused: ") == 1
+    assert result.stdout.count("# 2 photos of") == 2
+    if sys.platform == "linux":  # elsewhere names are Unicode
+        os.rename(copied / "b2", os.fsencode(copied / "b") + b"\xff")
+        assert mffsr(*arguments).exit_code == 2
+        told = events(mffsr(*arguments, "--json"))[0]["brackets"]
+        assert [one["bracket"] for one in told if "fault" in one] == [long]
+
+
 def test_a_plan_is_written_edited_and_followed(mffsr, copied, tmp_path):
     plan = tmp_path / "plan.toml"
     assert mffsr("batch", copied, "-n").stdout.count("[[bracket]]") == 3
