@@ -321,6 +321,16 @@ def test_the_results_of_last_time_are_no_photos_of_their_folder(quick, folder):
     assert "b.jpg: is one of the inputs" in refused.stderr
 
 
+def test_a_glob_in_a_folder_whose_name_looks_like_one(tmp_path):
+    for place in ("shoot [12]", "shoot 1"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.jpg").touch()
+    assert expand([f"{tmp_path}/shoot [12]/*.jpg"]) == [tmp_path / "shoot [12]" / "a.jpg"]
+    assert expand([f"{tmp_path}/shoot [1]/*.jpg"]) == [tmp_path / "shoot 1" / "a.jpg"]
+    with pytest.raises(PhotoError, match=r"shoot \[12\]/\*\.tif: no photo matches"):
+        expand([f"{tmp_path}/shoot [12]/*.tif"])
+
+
 def test_a_glob_leaves_earlier_results_out_and_a_named_one_is_warned_of(quick, folder):
     for _ in range(2):
         again = quick("*.jpg", "-s", 1, "-f", "--json")
