@@ -204,6 +204,14 @@ def test_a_map_of_all_brackets_is_refused_by_its_own_name(mffsr, brackets, tmp_p
     assert "--focus-map m.png: without {bracket}" in result.stderr
 
 
+def test_a_template_without_an_extension_is_refused_at_once(mffsr, brackets, tmp_path):
+    result = mffsr("batch", brackets, "-o", tmp_path / "out", "--template", "{bracket}")
+    assert result.exit_code == 2
+    assert "--template {bracket}: b1: unknown output format (no extension); use one of " in result.stderr
+    assert "let it end with {ext}" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_tells_what_each_bracket_takes(mffsr, copied, tmp_path):
     write_photo(Photo(pixels=np.zeros((30, 40, 3), np.uint8)), copied / "b2" / "p3.jpg")
     result = mffsr("batch", copied, "-o", tmp_path / "out", "-n", "-s", 3, "--tile", 64)

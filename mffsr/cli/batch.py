@@ -152,6 +152,7 @@ def batch(
         _check_computing(computing, scale, here=cluster is None)
         found = _brackets(folder, None if writes_plan else plan, group.value, out, max_pixels, console)
         _check_templates(options, len(found.brackets))
+        _check_format(options, found.brackets)
         computing = replace(computing, processes=min(workers, len(found.brackets)))
         root = folder or Path()
         if plan is not None and writes_plan:
@@ -238,6 +239,23 @@ def _check_templates(options: Options, brackets: int = 1) -> None:
         check_template("--focus-map", options.focus_map, brackets)
         if not options.focus_map.lower().endswith(".png"):
             raise UsageError(f"{options.focus_map}: the focus map is a PNG file")
+
+
+def _check_format(options: Options, brackets: list[Bracket]) -> None:
+    """Refuse a template of which no bracket gets a name of a format that is written; UsageError."""
+    from mffsr.batch_plan import target_name
+    from mffsr.photo import supported_depth
+
+    fault = None
+    for bracket in brackets:
+        try:
+            supported_depth(target_name(options.template, bracket, options.scale, ".tif"))
+        except UsageError as found:
+            fault = fault or found
+        else:
+            return
+    if fault is not None:
+        raise UsageError(f"--template {options.template}: {fault}\nlet it end with {{ext}}") from None
 
 
 def _run(
