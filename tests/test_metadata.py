@@ -304,6 +304,17 @@ def test_the_pixels_of_a_strong_microscope_fit_into_a_resolution(
         assert exif.first_ratio(exif.main, 0x011A) == pytest.approx(stated, rel=1e-8)
 
 
+@pytest.mark.parametrize("name", ["b.tif", "b.png", "b.jpg"])
+def test_a_resolution_of_a_tenth_of_a_micrometre_is_kept_though_nothing_else_is_told(
+    name: str, tmp_path: Path
+) -> None:
+    stated = {"resolution": (100_000, 50_000), "resolutionunit": "CENTIMETER"}
+    pixels = np.zeros((4, 6), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **stated, metadata=None, software=False)
+    again = enlarged(tmp_path / "a.tif", 2, tmp_path / name)
+    assert again.dpi == pytest.approx((508_000, 254_000))
+
+
 def test_what_counts_in_pixels_follows_the_scale_or_goes() -> None:
     exif = camera_exif()
     exif.exif[0xA20E] = exif.rational(1000.5)  # FocalPlaneXResolution
