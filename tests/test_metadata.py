@@ -339,6 +339,16 @@ def test_what_counts_in_pixels_follows_the_scale_or_goes() -> None:
     assert not [name for name in properties(unknown.xmp) if "Resolution" in name]
 
 
+def test_xmp_does_not_tell_of_the_kind_of_file_that_was_read() -> None:
+    stated = 'xmlns:dc="http://purl.org/dc/elements/1.1/" dc:format="image/jpeg" tiff:Compression="6"'
+    bits = b"<tiff:BitsPerSample><rdf:Seq><rdf:li>8</rdf:li></rdf:Seq></tiff:BitsPerSample></rdf:Description>"
+    packet = PACKET.replace(b"xmp:Rating", f"{stated} xmp:Rating".encode())
+    made = derive(plain_photo(xmp=packet.replace(b"</rdf:Description>", bits)))
+    text = properties(made.xmp)
+    assert text[f"{XMP}Rating"] == "4"
+    assert not [name for name in text if name.endswith(("format", "Compression", "BitsPerSample"))]
+
+
 ZEISS = "0\r\nAP_PIXEL_SIZE\r\nPixel Size = 9 nm\r\nAP_IMAGE_PIXEL_SIZE\r\nImage Pixel Size = {}\r\n\0"
 FEI = "[Scan]\r\nDwell=1e-007\r\nPixelWidth={}\r\nPixelHeight=2e-008\r\n[EScan]\r\nPixelWidth=1\r\n\0"
 
