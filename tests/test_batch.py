@@ -204,6 +204,16 @@ def test_a_map_of_all_brackets_is_refused_by_its_own_name(mffsr, brackets, tmp_p
     assert "--focus-map m.png: without {bracket}" in result.stderr
 
 
+def test_an_output_folder_whose_disk_is_not_there(mffsr, brackets, tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "unmounted" / "out")
+    for out in (tmp_path / "out", tmp_path / "out" / "day"):
+        result = mffsr("batch", brackets, "-o", out)
+        assert result.exit_code == 1
+        why = f"{tmp_path / 'out'} is a link, but {tmp_path / 'unmounted' / 'out'} is not there"
+        assert f"{out}: cannot be written into: {why}" in result.stderr
+        assert "looking for" not in result.stderr
+
+
 def test_a_template_without_an_extension_is_refused_at_once(mffsr, brackets, tmp_path):
     result = mffsr("batch", brackets, "-o", tmp_path / "out", "--template", "{bracket}")
     assert result.exit_code == 2

@@ -224,9 +224,10 @@ def _check_computing(computing: Computing, scale: int, *, here: bool) -> None:
 
 def _check_out(out: Path) -> None:
     """Refuse an output folder that cannot be written to, before anything is computed; PhotoError."""
-    place = next(path for path in (out, *out.absolute().parents) if path.exists())
+    place = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
     if not place.is_dir():
-        raise PhotoError(f"{out}: cannot be written into: {place} is no folder")
+        kind = "is no folder" if place.exists() else f"is a link, but {os.path.realpath(place)} is not there"
+        raise PhotoError(f"{out}: cannot be written into: {place} {kind}")
     if not os.access(place, os.W_OK | os.X_OK):
         raise PhotoError(f"{out}: cannot be written into: no permission to write into {place}")
 
