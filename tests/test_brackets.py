@@ -231,6 +231,15 @@ def test_folders_of_thumbnails_and_deleted_photos_are_no_brackets(tmp_path, pair
     assert not found.left_out
 
 
+def test_loose_photos_take_no_sub_folders_name(tmp_path, pair):
+    for place in ("in", "in/a", "in/in"):
+        for name in ("a.jpg", "b.jpg"):
+            shoot(tmp_path / place, name, pair[0])
+    both = ["a.jpg", "b.jpg"]
+    assert names(find_brackets(tmp_path / "in")) == {"a-2": both, "a": both, "in": both}
+    assert names(find_brackets(tmp_path / "in", group="folder")) == {"in-2": both, "a": both, "in": both}
+
+
 def test_a_raw_is_taken_instead_of_its_jpeg(tmp_path, pair):
     for name in ("a", "b"):
         shoot(tmp_path / "in", f"{name}.jpg", pair[0]).with_suffix(".NEF").touch()

@@ -86,10 +86,12 @@ def find_brackets(
     for place, files in _walk(folder, set(skip), found, deep=group != "none"):
         photos = _prefer_raw(files, found)
         relative = place.relative_to(folder).as_posix()
+        below = _folders_in(place) if place == folder else set()  # which give brackets their names, too
         if group == "time" or (group == "auto" and place == folder):
-            _part(photos, "" if place == folder else f"{relative}/", found, max_pixels)
+            _part(photos, "" if place == folder else f"{relative}/", found, max_pixels, below)
         elif len(photos) > 1:
-            name = Path(os.path.realpath(folder)).name or "bracket" if place == folder else relative
+            own = Path(os.path.realpath(folder)).name or "bracket"
+            name = _free(own, below) if place == folder else relative
             found.brackets.append(Bracket(name=name, photos=photos, why="one folder"))
         else:
             found.left_out += [(photo, "the only photo of its folder") for photo in photos]
@@ -185,8 +187,19 @@ class _Shot:
         return self._thumbnail
 
 
-def _part(photos: list[Path], prefix: str, found: Found, max_pixels: int) -> None:
-    """Part the photos of one folder into brackets."""
+def _folders_in(place: Path) -> set[str]:
+    return {name for name in os.listdir(place) if os.path.isdir(place / name)}
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Return the name, or what it becomes to be none of those taken."""
+    while name in taken:
+        name += "-2"
+    return name
+
+
+def _part(photos: list[Path], prefix: str, found: Found, max_pixels: int, taken: set[str]) -> None:
+    """Part the photos of one folder into brackets, with names that are not `taken`."""
     shots = [_Shot(path, max_pixels) for path in photos]
     readable = [shot for shot in shots if not shot.fault]
     if readable and all(shot.capture.time is not None for shot in readable):
@@ -198,14 +211,12 @@ def _part(photos: list[Path], prefix: str, found: Found, max_pixels: int) -> Non
         else:
             groups.append([shot])
     _add_unreadable(shots, groups)
-    names: set[str] = set()
+    names = set(taken)
     for group in groups:
         if len(group) == 1:
             found.left_out.append((group[0].path, "no other photo belongs to it"))
             continue
-        name = group[0].path.stem
-        while name in names:
-            name += "-2"
+        name = _free(group[0].path.stem, names)
         names.add(name)
         paths = [shot.path for shot in group]
         found.brackets.append(Bracket(name=prefix + name, photos=paths, why=_why(group)))
