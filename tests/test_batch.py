@@ -27,6 +27,7 @@ from mffsr.cli.fuse import fuse as fuse_command
 from mffsr.errors import BracketError, PhotoError, UsageError
 from mffsr.photo import Photo, atomic_output, read_photo, write_photo
 from mffsr.photo.brackets import Bracket
+from mffsr.photo.content import content, unchanged
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
@@ -581,6 +582,18 @@ def test_a_photo_that_changes_while_it_is_read_leaves_no_record(brackets, copier
     assert len(warnings) == 1
     assert "p1.jpg: was changed" in warnings[0]
     assert [event for event, _, _ in run(copied, copier, resume=True)] == ["skipped", "failed", "skipped"]
+
+
+def test_the_same_photo_put_there_again_is_unchanged(tmp_path):
+    photo, again = tmp_path / "a.jpg", tmp_path / "again"
+    photo.write_bytes(b"one")
+    (tmp_path / "kept").hardlink_to(photo)  # lest its number be given again
+    before = content(photo)
+    for written, same in ((b"one", True), (b"two", False)):
+        again.write_bytes(written)
+        shutil.copystat(photo, again)
+        again.replace(photo)  # another file, though of the same size and time
+        assert unchanged(photo, before) == same
 
 
 def test_damaged_records_count_as_missing(brackets, copier):
