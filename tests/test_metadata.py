@@ -404,6 +404,15 @@ def test_planes_of_a_metamorph_stack_are_told(tmp_path: Path) -> None:
         assert ["several pages" in text for text in told] == [True] * (planes > 1)
 
 
+def test_planes_of_an_imagej_stack_without_pages_are_told(tmp_path: Path) -> None:
+    for planes in (1, 3):
+        pixels = np.zeros((planes, 4, 6), np.uint16)
+        tifffile.imwrite(tmp_path / "a.tif", pixels, imagej=True, truncate=True, metadata={"axes": "ZYX"})
+        told: list[str] = []
+        read_photo(tmp_path / "a.tif", warn=told.append)
+        assert ["several pages" in text for text in told] == [True] * (planes > 1)
+
+
 @pytest.mark.parametrize("encoding", ["foo", "hex", "latin-1"])
 def test_an_encoding_that_is_none_costs_nothing(encoding: str) -> None:
     declared = f'<?xml version="1.0" encoding="{encoding}"?>'
