@@ -339,6 +339,16 @@ def test_what_counts_in_pixels_follows_the_scale_or_goes() -> None:
     assert not [name for name in properties(unknown.xmp) if "Resolution" in name]
 
 
+def test_a_result_has_not_the_identity_of_its_source() -> None:
+    exif = camera_exif()
+    exif.exif[0xA420] = exif.text("0123456789abcdef0123456789abcdef")  # ImageUniqueID
+    stated = f'xmlns:exif="{EXIF[1:-1]}" exif:ImageUniqueID="0123" xmp:Rating'
+    made = derive(plain_photo(exif=build_exif(exif), xmp=PACKET.replace(b"xmp:Rating", stated.encode())))
+    assert 0xA420 not in parse_exif(made.exif).exif
+    found = properties(made.xmp)
+    assert not {f"{EXIF}ImageUniqueID", f"{XMP_MM}DocumentID", f"{XMP_MM}InstanceID"} & set(found)
+
+
 def test_xmp_does_not_tell_of_the_kind_of_file_that_was_read() -> None:
     stated = 'xmlns:dc="http://purl.org/dc/elements/1.1/" dc:format="image/jpeg" tiff:Compression="6"'
     bits = b"<tiff:BitsPerSample><rdf:Seq><rdf:li>8</rdf:li></rdf:Seq></tiff:BitsPerSample></rdf:Description>"

@@ -57,7 +57,7 @@ _FOREIGN = (
 )
 _STALE = {f"{{{_XMP}}}Thumbnails", "{http://ns.adobe.com/xmp/note/}HasExtendedXMP"}
 _IN_PIXELS = ("FocalPlaneXResolution", "FocalPlaneYResolution", "SubjectArea", "SubjectLocation")
-_STALE |= {f"{{{_EXIF}}}{name}" for name in _IN_PIXELS}
+_STALE |= {f"{{{_EXIF}}}{name}" for name in (*_IN_PIXELS, "ImageUniqueID")}
 # Of the file that was read; one of another kind may be written.
 _OF_FILE = ("BitsPerSample", "SamplesPerPixel", "PhotometricInterpretation", "Compression")
 _STALE |= {f"{{{_DC}}}format", *(f"{{{_TIFF}}}{name}" for name in _OF_FILE)}
@@ -173,6 +173,7 @@ def _exif(exif: Exif, facts: _Facts) -> bytes:
     main[0x0131] = exif.text(facts.software)
     for tag in (0x9214, 0xA214):  # SubjectArea, SubjectLocation: in the source's pixels
         sub.pop(tag, None)
+    sub.pop(0xA420, None)  # ImageUniqueID: that of another picture
     sub[0xA002] = exif.integers(4, facts.width)  # PixelXDimension
     sub[0xA003] = exif.integers(4, facts.height)  # PixelYDimension
     if len(facts.frames) > 1:
