@@ -99,6 +99,7 @@ class Claims:
     def __init__(self, brackets: Sequence[Bracket]) -> None:
         self._inputs = {_real(photo) for bracket in brackets for photo in bracket.photos}
         self._claimed: dict[str, Bracket] = {}
+        self._spelled: dict[str, str] = {}  # without capitals → as it was claimed first
 
     def claim(self, target: Path, bracket: Bracket) -> None:
         """Note an output; raises UsageError for one that is an input, BracketError for another bracket's."""
@@ -107,6 +108,9 @@ class Claims:
             raise UsageError(
                 f"{target}: is one of the inputs, which are never overwritten\nchoose another -o"
             )
+        spelled = self._spelled.setdefault(real.casefold(), real)
+        if spelled != real and _one_file(spelled, real):
+            real = spelled
         other = self._claimed.setdefault(real, bracket)
         if other is not bracket:
             raise BracketError(f"{target}: is the output of bracket {other.name} already\nrename one of them")
@@ -115,6 +119,14 @@ class Claims:
 def _real(path: Path) -> str:
     """Return the one name of a file, whatever links and, on Windows, capitals lead to it."""
     return os.path.normcase(os.path.realpath(path))
+
+
+def _one_file(one: str, other: str) -> bool:
+    """Whether two names are of one file, as on a disk that takes capitals for small letters."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them is not there
+        return False
 
 
 class _Skipped(Exception):  # noqa: N818 - nothing went wrong

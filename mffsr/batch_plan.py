@@ -154,9 +154,13 @@ def target_name(template: str, bracket: Bracket, scale: int, extension: str) -> 
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return `folder / name`; raises PhotoError where links lead it out of the folder."""
+    """Return `folder / name`; raises PhotoError where links lead it out of the folder, or it is no name."""
     target = folder / name
     root = Path(os.path.realpath(folder))
-    if not Path(os.path.realpath(target.parent)).is_relative_to(root) or target.is_symlink():
+    try:
+        linked = target.is_symlink()
+    except OSError as fault:  # longer than the disk allows
+        raise PhotoError(f"{target}: cannot be written: {fault.strerror or fault}") from None
+    if not Path(os.path.realpath(target.parent)).is_relative_to(root) or linked:
         raise PhotoError(f"{target}: a link leads out of the output folder; nothing is written there")
     return target

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -26,7 +25,7 @@ __all__ = ["FOLDER", "Found", "Records", "State", "key_of"]
 
 FOLDER = ".mffsr-batch"
 VERSION = 1
-CLOCK = 2 * 10**9  # ns by which a file system's clock may differ from ours
+CLOCK = 2 * 10**9  # ns to which a file system may round its times
 
 
 class State(Enum):
@@ -86,8 +85,9 @@ class Records:
         path, expected = self.out / name, record["files"][name]
         try:
             written = os.stat(path)
-            if expected is None:
-                return written.st_mtime_ns >= record["begun"] - CLOCK
+            if expected is None:  # begun: written since, and not what was there before
+                replaced = [written.st_size, written.st_mtime_ns] != record["before"].get(name)
+                return replaced and written.st_mtime_ns >= record["begun"] - CLOCK
             return (
                 written.st_size == expected["size"] and content(path, stop=stop).sha256 == expected["sha256"]
             )
@@ -98,7 +98,13 @@ class Records:
 
     def begin(self, target: Path, key: str, files: Sequence[Path]) -> None:
         """Note that `files` are about to be written; `target` is the name the output was to have."""
-        self._save(self._path(target, key, begun=True), key, dict.fromkeys(map(self._name, files)))
+        before = {}
+        for path in files:
+            with contextlib.suppress(OSError):
+                there = os.stat(path)
+                before[self._name(path)] = [there.st_size, there.st_mtime_ns]
+        names = dict.fromkeys(map(self._name, files))
+        self._save(self._path(target, key, begun=True), key, names, before)
 
     def finish(self, target: Path, key: str, files: Sequence[Path]) -> None:
         """Note that `files` are written."""
@@ -121,17 +127,22 @@ class Records:
         digest = hashlib.sha256(os.fsencode(target.relative_to(self.out)) + b"\0" + key.encode())
         return self.folder / f"{digest.hexdigest()[:32]}{'.begun' * begun}.json"
 
-    def _save(self, path: Path, key: str, files: Mapping[str, Any]) -> None:
-        record = {"mffsr_batch": VERSION, "key": key, "begun": time.time_ns(), "files": files}
+    def _save(
+        self, path: Path, key: str, files: Mapping[str, Any], before: Mapping[str, list[int]] | None = None
+    ) -> None:
+        record = {"mffsr_batch": VERSION, "key": key, "before": before or {}, "files": files}
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_output(path, overwrite=True) as stream:
             stream.write(json.dumps(record, indent=1).encode())  # lone surrogates are escaped and come back
 
     def _load(self, path: Path) -> dict[str, Any]:
         try:
-            record = json.loads(path.read_bytes())
+            with path.open("rb") as stream:
+                record = json.loads(stream.read())
+                # By the clock that dates the outputs too: a network folder's may go otherwise than ours.
+                record["begun"] = os.fstat(stream.fileno()).st_mtime_ns
             files = record["files"]
-            if record["mffsr_batch"] != VERSION or not isinstance(record["begun"], int):
+            if record["mffsr_batch"] != VERSION or not isinstance(record.setdefault("before", {}), dict):
                 return {}
             for name, expected in files.items():
                 if expected is not None and not isinstance(

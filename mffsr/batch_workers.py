@@ -62,8 +62,10 @@ def stop(run: str) -> None:
 
 
 def ignore_interrupts() -> None:
-    """In a worker process: leave Ctrl-C, which a terminal sends to all processes, to the client."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a worker process: leave what a terminal sends to all, Ctrl-C and its own end, to the client."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 @contextmanager

@@ -20,13 +20,14 @@ from typer.testing import CliRunner
 
 from mffsr.batch import Claims, run_batch
 from mffsr.batch_plan import read_plan
-from mffsr.batch_record import FOLDER, Records
+from mffsr.batch_record import FOLDER, Records, State
 from mffsr.cli.app import app
 from mffsr.cli.batch import batch as batch_command
 from mffsr.cli.fuse import fuse as fuse_command
 from mffsr.errors import BracketError, PhotoError, UsageError
 from mffsr.photo import Photo, atomic_output, read_photo, write_photo
 from mffsr.photo.brackets import Bracket
+from mffsr.photo.content import content, unchanged
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
@@ -204,6 +205,24 @@ def test_a_map_of_all_brackets_is_refused_by_its_own_name(mffsr, brackets, tmp_p
     assert "--focus-map m.png: without {bracket}" in result.stderr
 
 
+def test_an_output_folder_whose_disk_is_not_there(mffsr, brackets, tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "unmounted" / "out")
+    for out in (tmp_path / "out", tmp_path / "out" / "day"):
+        result = mffsr("batch", brackets, "-o", out)
+        assert result.exit_code == 1
+        why = f"{tmp_path / 'out'} is a link, but {tmp_path / 'unmounted' / 'out'} is not there"
+        assert f"{out}: cannot be written into: {why}" in result.stderr
+        assert "looking for" not in result.stderr
+
+
+def test_a_template_without_an_extension_is_refused_at_once(mffsr, brackets, tmp_path):
+    result = mffsr("batch", brackets, "-o", tmp_path / "out", "--template", "{bracket}")
+    assert result.exit_code == 2
+    assert "--template {bracket}: b1: unknown output format (no extension); use one of " in result.stderr
+    assert "let it end with {ext}" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_tells_what_each_bracket_takes(mffsr, copied, tmp_path):
     write_photo(Photo(pixels=np.zeros((30, 40, 3), np.uint8)), copied / "b2" / "p3.jpg")
     result = mffsr("batch", copied, "-o", tmp_path / "out", "-n", "-s", 3, "--tile", 64)
@@ -224,6 +243,22 @@ def test_a_dry_run_tells_what_each_bracket_takes(mffsr, copied, tmp_path):
     remote = events(mffsr("batch", copied, "-n", "--cluster", "tcp://127.0.0.1:9", "--json"))[0]
     assert remote["brackets"][0]["width"] == 160
     assert "expected" not in remote["brackets"][0]
+
+
+def test_a_dry_run_tells_of_names_that_cannot_be_written(mffsr, copied, tmp_path):
+    long = "l" * 250  # with _x2.jpg longer than 255
+    (copied / "b1").rename(copied / long)
+    (tmp_path / "out").mkdir()
+    arguments = ["batch", copied, "-o", tmp_path / "out", "-n"]
+    result = mffsr(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count("# cannot be fused: ") == 1
+    assert result.stdout.count("# 2 photos of") == 2
+    if sys.platform == "linux":  # elsewhere names are Unicode
+        os.rename(copied / "b2", os.fsencode(copied / "b") + b"\xff")
+        assert mffsr(*arguments).exit_code == 2
+        told = events(mffsr(*arguments, "--json"))[0]["brackets"]
+        assert [one["bracket"] for one in told if "fault" in one] == [long]
 
 
 def test_a_plan_is_written_edited_and_followed(mffsr, copied, tmp_path):
@@ -549,6 +584,18 @@ def test_a_photo_that_changes_while_it_is_read_leaves_no_record(brackets, copier
     assert [event for event, _, _ in run(copied, copier, resume=True)] == ["skipped", "failed", "skipped"]
 
 
+def test_the_same_photo_put_there_again_is_unchanged(tmp_path):
+    photo, again = tmp_path / "a.jpg", tmp_path / "again"
+    photo.write_bytes(b"one")
+    (tmp_path / "kept").hardlink_to(photo)  # lest its number be given again
+    before = content(photo)
+    for written, same in ((b"one", True), (b"two", False)):
+        again.write_bytes(written)
+        shutil.copystat(photo, again)
+        again.replace(photo)  # another file, though of the same size and time
+        assert unchanged(photo, before) == same
+
+
 def test_damaged_records_count_as_missing(brackets, copier):
     run(brackets, copier)
     one, two, _ = sorted((copier.out / FOLDER).glob("*.json"))
@@ -558,6 +605,23 @@ def test_damaged_records_count_as_missing(brackets, copier):
         assert len(Records(copier.out).outputs()) == 1
     events = [event for event, _, _ in run(brackets, copier, resume=True)]
     assert sorted(events) == ["failed", "failed", "skipped"]
+
+
+def test_what_a_killed_batch_wrote_is_known_by_any_clock(tmp_path):
+    output, records = tmp_path / "b1.jpg", Records(tmp_path)
+    records.begin(output, "key", [output])
+    output.write_bytes(b"new")
+    for path in (output, *(tmp_path / FOLDER).iterdir()):
+        os.utime(path, (time.time() - 3600,) * 2)  # as a network folder dates them, whose clock is late
+    assert records.find(output, "key").state is State.finished
+
+
+def test_what_a_killed_batch_found_is_not_its_own(tmp_path):
+    output, records = tmp_path / "b1.jpg", Records(tmp_path)
+    output.write_bytes(b"old")
+    os.utime(output, (time.time() + 3600,) * 2)  # the clock has been put right since
+    records.begin(output, "key", [output])
+    assert records.find(output, "key").state is State.unknown
 
 
 def test_two_brackets_of_one_name_and_maps_in_the_way(mffsr, copied, tmp_path):
@@ -639,6 +703,18 @@ def test_resume_redoes_its_own_renamed_output_and_no_other_file(mffsr, copied, t
     assert outcome(mffsr(*arguments)) == [("failed", "b1")]
     assert page.read_bytes() == b"my notes"
     assert files() == made
+
+
+def test_an_output_is_known_by_any_capitals_where_a_disk_takes_them_for_one(tmp_path):
+    one, two = (Bracket(name=name, photos=[tmp_path / name]) for name in "Aa")
+    claims = Claims([one, two])
+    claims.claim(tmp_path / "A.JPG", one)
+    (tmp_path / "A.JPG").touch()
+    claims.claim(tmp_path / "A.JPG", one)
+    if not (tmp_path / "a.jpg").exists():  # such a disk is imitated: both names open one file
+        (tmp_path / "a.jpg").hardlink_to(tmp_path / "A.JPG")
+    with pytest.raises(BracketError, match="is the output of bracket A already"):
+        claims.claim(tmp_path / "a.jpg", two)
 
 
 def test_an_input_is_known_by_any_capitals_where_those_do_not_matter(monkeypatch, tmp_path):

@@ -220,6 +220,27 @@ def test_links_end_and_every_photo_is_taken_once(tmp_path, pair):
     assert len(found.brackets) == 1
 
 
+def test_a_link_in_circles_costs_no_bracket(tmp_path, pair):
+    for name in ("a.jpg", "b.jpg"):
+        shoot(tmp_path / "in", name, pair[0])
+    for name in ("loop", "c.jpg"):
+        (tmp_path / "in" / name).symlink_to(name)
+    found = find_brackets(tmp_path / "in", group="folder")
+    assert names(found) == {"in": ["a.jpg", "b.jpg", "c.jpg"]}  # the photo fails where it is read
+    ((path, why),) = found.left_out
+    assert path == tmp_path / "in" / "loop"
+    assert why.startswith("cannot be read: ")
+
+
+def test_folders_of_thumbnails_and_deleted_photos_are_no_brackets(tmp_path, pair):
+    for place in ("one", "one/@eaDir/a.jpg", "#recycle/two", "$RECYCLE.BIN/S-1-5"):
+        for name in ("a.jpg", "b.jpg"):
+            shoot(tmp_path / place, name, pair[0])
+    found = find_brackets(tmp_path)
+    assert names(found) == {"one": ["a.jpg", "b.jpg"]}
+    assert not found.left_out
+
+
 def test_a_raw_is_taken_instead_of_its_jpeg(tmp_path, pair):
     for name in ("a", "b"):
         shoot(tmp_path / "in", f"{name}.jpg", pair[0]).with_suffix(".NEF").touch()

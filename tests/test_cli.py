@@ -321,6 +321,16 @@ def test_the_results_of_last_time_are_no_photos_of_their_folder(quick, folder):
     assert "b.jpg: is one of the inputs" in refused.stderr
 
 
+def test_a_glob_in_a_folder_whose_name_looks_like_one(tmp_path):
+    for place in ("shoot [12]", "shoot 1"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.jpg").touch()
+    assert expand([f"{tmp_path}/shoot [12]/*.jpg"]) == [tmp_path / "shoot [12]" / "a.jpg"]
+    assert expand([f"{tmp_path}/shoot [1]/*.jpg"]) == [tmp_path / "shoot 1" / "a.jpg"]
+    with pytest.raises(PhotoError, match=r"shoot \[12\]/\*\.tif: no photo matches"):
+        expand([f"{tmp_path}/shoot [12]/*.tif"])
+
+
 def test_a_glob_leaves_earlier_results_out_and_a_named_one_is_warned_of(quick, folder):
     for _ in range(2):
         again = quick("*.jpg", "-s", 1, "-f", "--json")
@@ -556,6 +566,39 @@ def test_signals_end_cleanly(folder, tiny_weights, number, code):
     assert process.returncode in (code, 0), errors  # 0: it was faster
     assert "Traceback" not in errors
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+HUNG_UP = """
+import sys, time, typer
+from mffsr.cli.console import Console, exit_codes
+from mffsr.photo import atomic_output
+
+try:
+    with exit_codes(Console()), atomic_output(sys.argv[1]) as stream:
+        stream.write(b"half")
+        print("at work", flush=True)
+        time.sleep({seconds})
+except typer.Exit as left:
+    sys.exit(left.exit_code)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal here")
+def test_a_closed_terminal_leaves_nothing_behind(tmp_path):
+    for ignored in (False, True):  # as nohup does
+        command = [sys.executable, "-c", HUNG_UP.format(seconds=0.5 if ignored else 20), tmp_path / "out"]
+        handler = signal.SIG_IGN if ignored else signal.SIG_DFL
+        before = signal.signal(signal.SIGHUP, handler)  # which the process inherits
+        try:
+            process = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=20)
+        assert process.returncode == (0 if ignored else 143)
+        assert os.listdir(tmp_path) == (["out"] if ignored else [])
 
 
 UNHEARD = """

@@ -221,6 +221,15 @@ def test_a_bracket_that_kills_its_workers_is_named_at_last(workers):
     assert {values[1:] for values in progress} >= {("enlarge", ord(name), 9) for name in "abc"}
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal here")
+def test_a_worker_leaves_the_end_of_the_terminal_to_the_client():
+    program = "import signal; from mffsr.batch_workers import ignore_interrupts as ignore; ignore()"
+    program += "; signal.raise_signal(signal.SIGINT); signal.raise_signal(signal.SIGHUP); print('at work')"
+    command = [sys.executable, "-c", program]
+    told = subprocess.run(command, env=ENV, capture_output=True, text=True, check=False)
+    assert told.stdout == "at work\n", told.stderr
+
+
 def test_ctrl_c_leaves_whole_files_and_nothing_else(mffsr, brackets, tmp_path, tiny_weights):
     out, whole = tmp_path / "out", tmp_path / "whole"
     command = [sys.executable, "-m", "mffsr", "batch", brackets, "-o", out, "-s", "4", "--workers", "2"]

@@ -304,6 +304,17 @@ def test_the_pixels_of_a_strong_microscope_fit_into_a_resolution(
         assert exif.first_ratio(exif.main, 0x011A) == pytest.approx(stated, rel=1e-8)
 
 
+@pytest.mark.parametrize("name", ["b.tif", "b.png", "b.jpg"])
+def test_a_resolution_of_a_tenth_of_a_micrometre_is_kept_though_nothing_else_is_told(
+    name: str, tmp_path: Path
+) -> None:
+    stated = {"resolution": (100_000, 50_000), "resolutionunit": "CENTIMETER"}
+    pixels = np.zeros((4, 6), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **stated, metadata=None, software=False)
+    again = enlarged(tmp_path / "a.tif", 2, tmp_path / name)
+    assert again.dpi == pytest.approx((508_000, 254_000))
+
+
 def test_what_counts_in_pixels_follows_the_scale_or_goes() -> None:
     exif = camera_exif()
     exif.exif[0xA20E] = exif.rational(1000.5)  # FocalPlaneXResolution
@@ -326,6 +337,26 @@ def test_what_counts_in_pixels_follows_the_scale_or_goes() -> None:
     for packet in (made.xmp, unknown.xmp):
         assert not [name for name in properties(packet) if "Subject" in name]
     assert not [name for name in properties(unknown.xmp) if "Resolution" in name]
+
+
+def test_a_result_has_not_the_identity_of_its_source() -> None:
+    exif = camera_exif()
+    exif.exif[0xA420] = exif.text("0123456789abcdef0123456789abcdef")  # ImageUniqueID
+    stated = f'xmlns:exif="{EXIF[1:-1]}" exif:ImageUniqueID="0123" xmp:Rating'
+    made = derive(plain_photo(exif=build_exif(exif), xmp=PACKET.replace(b"xmp:Rating", stated.encode())))
+    assert 0xA420 not in parse_exif(made.exif).exif
+    found = properties(made.xmp)
+    assert not {f"{EXIF}ImageUniqueID", f"{XMP_MM}DocumentID", f"{XMP_MM}InstanceID"} & set(found)
+
+
+def test_xmp_does_not_tell_of_the_kind_of_file_that_was_read() -> None:
+    stated = 'xmlns:dc="http://purl.org/dc/elements/1.1/" dc:format="image/jpeg" tiff:Compression="6"'
+    bits = b"<tiff:BitsPerSample><rdf:Seq><rdf:li>8</rdf:li></rdf:Seq></tiff:BitsPerSample></rdf:Description>"
+    packet = PACKET.replace(b"xmp:Rating", f"{stated} xmp:Rating".encode())
+    made = derive(plain_photo(xmp=packet.replace(b"</rdf:Description>", bits)))
+    text = properties(made.xmp)
+    assert text[f"{XMP}Rating"] == "4"
+    assert not [name for name in text if name.endswith(("format", "Compression", "BitsPerSample"))]
 
 
 ZEISS = "0\r\nAP_PIXEL_SIZE\r\nPixel Size = 9 nm\r\nAP_IMAGE_PIXEL_SIZE\r\nImage Pixel Size = {}\r\n\0"
@@ -378,6 +409,15 @@ def test_planes_of_a_metamorph_stack_are_told(tmp_path: Path) -> None:
     for planes in (1, 3):
         field = (33629, 5, planes, (1, 1) * planes, True)
         tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 6), np.uint8), extratags=[field], metadata=None)
+        told: list[str] = []
+        read_photo(tmp_path / "a.tif", warn=told.append)
+        assert ["several pages" in text for text in told] == [True] * (planes > 1)
+
+
+def test_planes_of_an_imagej_stack_without_pages_are_told(tmp_path: Path) -> None:
+    for planes in (1, 3):
+        pixels = np.zeros((planes, 4, 6), np.uint16)
+        tifffile.imwrite(tmp_path / "a.tif", pixels, imagej=True, truncate=True, metadata={"axes": "ZYX"})
         told: list[str] = []
         read_photo(tmp_path / "a.tif", warn=told.append)
         assert ["several pages" in text for text in told] == [True] * (planes > 1)

@@ -26,7 +26,7 @@ from mffsr.photo import (
     write_photo,
 )
 from mffsr.photo._colour import srgb_profile
-from mffsr.photo._ifd import parse_exif
+from mffsr.photo._ifd import Exif, append_to_tiff, parse_exif
 
 # ------------------------------------------------------------------ damage
 
@@ -180,6 +180,18 @@ def test_raw_is_developed_upright_in_16_bits(tmp_path: Path) -> None:
         assert parse_exif(photo.exif).main[0x010F].data == b"Test\0"
         path.rename(tmp_path / "renamed.tif")
         assert read_photo(tmp_path / "renamed.tif").format == "RAW"
+
+
+def test_a_raw_of_a_camera_set_to_adobe_rgb_says_what_it_was_developed_to(tmp_path: Path) -> None:
+    path, exif = tmp_path / "x.dng", Exif()
+    write_dng(path, np.random.default_rng(7).integers(1000, 60000, (96, 64)).astype(np.uint16))
+    exif.exif[0xA001] = exif.integers(3, 65535)  # ColorSpace: another than sRGB
+    exif.interop[1] = exif.text("R03")
+    with path.open("r+b") as stream:
+        append_to_tiff(stream, exif, [])
+    found = parse_exif(read_photo(path).exif or b"")
+    assert found.first_integer(found.exif, 0xA001) == 1
+    assert found.interop[1].data == b"R98\0"
 
 
 def test_cut_or_empty_raw_is_refused(tmp_path: Path) -> None:

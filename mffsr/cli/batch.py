@@ -152,6 +152,7 @@ def batch(
         _check_computing(computing, scale, here=cluster is None)
         found = _brackets(folder, None if writes_plan else plan, group.value, out, max_pixels, console)
         _check_templates(options, len(found.brackets))
+        _check_format(options, found.brackets)
         computing = replace(computing, processes=min(workers, len(found.brackets)))
         root = folder or Path()
         if plan is not None and writes_plan:
@@ -223,9 +224,10 @@ def _check_computing(computing: Computing, scale: int, *, here: bool) -> None:
 
 def _check_out(out: Path) -> None:
     """Refuse an output folder that cannot be written to, before anything is computed; PhotoError."""
-    place = next(path for path in (out, *out.absolute().parents) if path.exists())
+    place = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
     if not place.is_dir():
-        raise PhotoError(f"{out}: cannot be written into: {place} is no folder")
+        kind = "is no folder" if place.exists() else f"is a link, but {os.path.realpath(place)} is not there"
+        raise PhotoError(f"{out}: cannot be written into: {place} {kind}")
     if not os.access(place, os.W_OK | os.X_OK):
         raise PhotoError(f"{out}: cannot be written into: no permission to write into {place}")
 
@@ -238,6 +240,23 @@ def _check_templates(options: Options, brackets: int = 1) -> None:
         check_template("--focus-map", options.focus_map, brackets)
         if not options.focus_map.lower().endswith(".png"):
             raise UsageError(f"{options.focus_map}: the focus map is a PNG file")
+
+
+def _check_format(options: Options, brackets: list[Bracket]) -> None:
+    """Refuse a template of which no bracket gets a name of a format that is written; UsageError."""
+    from mffsr.batch_plan import target_name
+    from mffsr.photo import supported_depth
+
+    fault = None
+    for bracket in brackets:
+        try:
+            supported_depth(target_name(options.template, bracket, options.scale, ".tif"))
+        except UsageError as found:
+            fault = fault or found
+        else:
+            return
+    if fault is not None:
+        raise UsageError(f"--template {options.template}: {fault}\nlet it end with {{ext}}") from None
 
 
 def _run(

@@ -27,7 +27,9 @@ def print_plan(found: Found, root: Path, options: Options, fuser: Fuser | None, 
 
     expected = [_expected(bracket, options, fuser, console) for bracket in found.brackets]
     notes = [_note(told, len(b.photos)) for told, b in zip(expected, found.brackets, strict=True)]
-    console.result(plan_text(found, root, notes).rstrip("\n"), _event(found, expected, fuser))
+    # JSON holds names that TOML cannot.
+    text = "" if console.as_json else plan_text(found, root, notes).rstrip("\n")
+    console.result(text, _event(found, expected, fuser))
 
 
 def write_plan(found: Found, root: Path, plan: Path, *, overwrite: bool, console: Console) -> None:

@@ -1,6 +1,6 @@
 """What the user sees: messages and progress on stderr, results on stdout, exit codes.
 
-0 all done · 1 something could not be done · 2 usage, or nothing to do · 130 Ctrl-C · 143 SIGTERM
+0 all done · 1 something could not be done · 2 usage, or nothing to do · 130 Ctrl-C · 143 SIGTERM, SIGHUP
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import typer
 from mffsr.errors import MffsrError, UsageError, is_out_of_memory
 from mffsr.text import visible
 
-__all__ = ["Console", "Terminated", "exit_codes", "failure_text"]
+__all__ = ["Console", "Terminated", "exit_codes", "failure_text", "terminating"]
 
 STAGES = {
     "brackets": "Brackets",
@@ -36,26 +36,36 @@ AGAIN = 0.02  # s until a signal that nobody heard is repeated
 
 
 class Terminated(BaseException):
-    """SIGTERM: unwinds like Ctrl-C, so that temporary files are removed."""
+    """SIGTERM or SIGHUP: unwinds like Ctrl-C, so that temporary files are removed."""
+
+
+def terminating() -> list[int]:
+    """Return the signals that terminate: SIGTERM and, unless it is ignored as under nohup, SIGHUP."""
+    hangup: int | None = getattr(signal, "SIGHUP", None)  # the terminal was closed; not on Windows
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return [signal.SIGTERM]
+    return [signal.SIGTERM, hangup]
 
 
 class _Signals:
-    """Turns SIGINT and SIGTERM into exceptions, and remembers them: a library may turn them into its own."""
+    """Turns SIGINT and those into exceptions, and remembers them: a library may turn them into its own."""
 
     def __init__(self) -> None:
         self.last: int | None = None
         self.replaced, sys.unraisablehook = sys.unraisablehook, self._unheard
         with contextlib.suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGTERM, self._take)
+            for number in terminating():
+                signal.signal(number, self._take)
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 signal.signal(signal.SIGINT, self._take)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.last = number
         if _loading("torch"):  # an exception there would abort the process; nothing has been written yet
-            os.write(2, b"error: terminated\n" if number == signal.SIGTERM else b"error: interrupted\n")
-            os._exit(128 + number)
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            with contextlib.suppress(OSError):  # the terminal is gone
+                os.write(2, b"error: interrupted\n" if number == signal.SIGINT else b"error: terminated\n")
+            os._exit(130 if number == signal.SIGINT else 143)
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def _unheard(self, raised: sys.UnraisableHookArgs) -> None:
         """Ask once more, a little later: an exception out of a destructor or a callback ends nothing."""
@@ -210,7 +220,7 @@ def exit_codes(console: Console, *, debug: bool = False) -> Iterator[None]:
         raise
     except Exception as error:
         if signals.last is not None:
-            raise _interrupted(console, signals.last == signal.SIGTERM) from None
+            raise _interrupted(console, signals.last != signal.SIGINT) from None
         if debug:
             raise
         console.error(failure_text(error))

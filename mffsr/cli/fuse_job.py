@@ -199,7 +199,11 @@ def _matching(pattern: str, skip: set[str]) -> list[Path]:
     from mffsr.photo.brackets import named_as_result
     from mffsr.photo.capture import SUFFIXES
 
-    files = [path for match in sorted(glob.glob(pattern), key=natural) if not (path := Path(match)).is_dir()]
+    folder, name = os.path.split(pattern)
+    if os.path.isdir(folder):  # its own name may hold brackets
+        folder = glob.escape(folder)
+    found = sorted(glob.glob(os.path.join(folder, name)), key=natural)
+    files = [path for match in found if not (path := Path(match)).is_dir()]
     matches = [path for path in files if path.suffix.lower() in SUFFIXES] or files
     if not matches:
         raise PhotoError(f"{pattern}: no photo matches")

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mffsr.cli.console import Console, Terminated
+from mffsr.cli.console import Console, Terminated, terminating
 from mffsr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Run:
 
 
 class _Stop:
-    """Whether training should end at the next step: Ctrl-C, SIGTERM or the time is up.
+    """Whether training should end at the next step: Ctrl-C, SIGTERM, SIGHUP or the time is up.
 
     A second signal stops at once; what was saved last stays.
     """
@@ -116,7 +116,8 @@ class _Stop:
         self.signal: int | None = None
         with contextlib.suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGINT, self._interrupt)
-            signal.signal(signal.SIGTERM, self._interrupt)
+            for number in terminating():
+                signal.signal(number, self._interrupt)
 
     def _interrupt(self, number: int, frame: object) -> None:
         again = self.signal is not None
@@ -127,7 +128,7 @@ class _Stop:
     def leave(self) -> None:
         """Raise what the signal that came, if any, stands for."""
         if self.signal is not None:
-            raise Terminated if self.signal == signal.SIGTERM else KeyboardInterrupt
+            raise KeyboardInterrupt if self.signal == signal.SIGINT else Terminated
 
     def __call__(self) -> bool:
         return self.signal is not None or (self.deadline is not None and time.monotonic() > self.deadline)

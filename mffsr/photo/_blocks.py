@@ -23,6 +23,7 @@ __all__ = [
 _ORIENTATION = 274
 _EXIF = 0x8769  # pointer to the EXIF directory
 _RESOLUTIONS, _FOCAL_PLANE_RESOLUTIONS = (282, 283), (0xA20E, 0xA20F)  # across and down
+_FINEST = 1e9  # per inch or cm: pixels of a hundredth of a nanometre, less than any microscope tells apart
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|\s*>)\s*)([1-8])(?=\s*[\"'<])")
 
 
@@ -115,7 +116,7 @@ def resolution_of(exif: Exif) -> tuple[float, float] | None:
     if unit is None or across is None:
         return None
     down = exif.first_ratio(exif.main, 283) or across
-    return (across * unit, down * unit) if 1 < across < 1e5 and 1 < down < 1e5 else None
+    return (across * unit, down * unit) if 1 < across < _FINEST and 1 < down < _FINEST else None
 
 
 def xmp_orientation(packet: bytes | None) -> int | None:

@@ -12,7 +12,7 @@ import re
 import xml.etree.ElementTree as ET
 from typing import NamedTuple
 
-__all__ = ["Description", "noted_resolution", "read_description"]
+__all__ = ["Description", "is_stack", "noted_resolution", "read_description"]
 
 _KEPT_OF_IMAGEJ = (b"ImageJ=", b"unit=", b"yunit=")  # the rest is of stacks, display ranges and gray values
 _SHAPE = re.compile(rb'\s*(\{"shape":|shape=\()')  # as tifffile writes it
@@ -40,6 +40,12 @@ def read_description(text: bytes) -> Description:
     if text.rstrip(b"\0 \r\n").endswith(b"OME>"):
         return Description(None, dpi=_ome_resolution(text))
     return Description(None if _SHAPE.match(text) else text)
+
+
+def is_stack(text: bytes) -> bool:
+    """Whether ImageJ says that the file holds several pictures: of large ones only the first has a page."""
+    found = re.search(rb"^images=(\d{1,9})", text, re.MULTILINE) if text.startswith(b"ImageJ=") else None
+    return found is not None and int(found[1]) > 1
 
 
 def _ome_resolution(text: bytes) -> tuple[float, float] | None:

@@ -16,13 +16,14 @@ from PIL import Image
 from . import _colour
 from ._blocks import resolution_of
 from ._decoded import Decoded, Header, Pixels, UnsupportedError, Warn
-from ._description import noted_resolution
+from ._description import is_stack, noted_resolution
 from ._ifd import Exif, IfdError, TiffReader, UnknownTypeError, Value, append_to_tiff, build_exif, parse_exif
 
 __all__ = ["check_segments", "decode", "descriptive", "encode", "header", "orientation"]
 
 _BIG = 3_800_000_000  # bytes of pixels from which classic TIFF's 32-bit offsets may not suffice
 _ICC, _XMP, _IPTC = 34675, 700, 33723
+_DESCRIPTION = 270
 _NOTES = (34118, 34680, 34682)  # of electron microscopes, by Zeiss and FEI
 _PLANES = 33629  # one number for each plane of a MetaMorph stack
 _RESOLUTION = (282, 283, 296)
@@ -156,7 +157,8 @@ def decode(stream: BinaryIO, warn: Warn) -> Decoded:
     reader = TiffReader(stream)
     _check_page(reader)
     main = reader.directory(reader.first)
-    if main.next or (_PLANES in main.entries and main.entries[_PLANES].number > 1):
+    planes = main.entries[_PLANES].number if _PLANES in main.entries else 1
+    if main.next or planes > 1 or is_stack(_field(reader, _DESCRIPTION) or b""):
         warn("several pages: only the first is used")
     stream.seek(0)
     with tifffile.TiffFile(stream) as tiff:

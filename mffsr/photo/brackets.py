@@ -41,6 +41,9 @@ SHORT_GAP = 3.0  # s; shorter pauses never end one: many cameras note whole seco
 # 0.1 % are above 0.8.
 ALIKE, VERY_ALIKE = 0.8, 0.95  # the latter after more than a short pause, when people strike another pose
 _BESIDE_RAW = (".jpg", ".jpeg", ".heic", ".heif", ".hif")
+# Folders of thumbnails, deleted files and snapshots that network storage and Windows keep among the photos.
+_OF_SYSTEMS = frozenset(["@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "~snapshot"])
+_OF_SYSTEMS |= {"$recycle.bin", "system volume information"}
 _OURS = re.compile(rf"-fused-x[1{''.join(map(str, SCALES))}](-\d+)?$")
 
 
@@ -78,9 +81,9 @@ def find_brackets(
     """Find the brackets below a folder, in natural order.
 
     `skip` are real paths of files and folders to pass over. Every photo is taken once, whatever symbolic
-    links lead to it. Hidden files and earlier results ("-fused-x2") are passed over. Photos of more than
-    `max_pixels` pixels are not decoded to compare what they show. Raises UsageError for a folder that is
-    none, PhotoError for one that cannot be read.
+    links lead to it. Hidden files, earlier results ("-fused-x2") and a system's own folders, as of deleted
+    files, are passed over. Photos of more than `max_pixels` pixels are not decoded to compare what they
+    show. Raises UsageError for a folder that is none, PhotoError for one that cannot be read.
     """
     if group not in GROUPINGS:
         raise UsageError(f"group {group}: expected one of {', '.join(GROUPINGS)}")
@@ -127,9 +130,9 @@ def _walk(folder: Path, seen: set[str], found: Found, *, deep: bool) -> Iterator
     seen.add(real)
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: natural(entry.name))
-        below = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
     except OSError as fault:
         raise PhotoError(f"{folder}: cannot be read: {fault.strerror or fault}") from None
+    below = [e for e in entries if not e.name.startswith(".") and _is_folder(e, folder, found)]
     photos = []
     for entry in entries:
         path = folder / entry.name
@@ -146,6 +149,16 @@ def _walk(folder: Path, seen: set[str], found: Found, *, deep: bool) -> Iterator
             yield from _walk(folder / entry.name, seen, found, deep=True)
         except PhotoError as fault:
             found.left_out.append((folder / entry.name, str(fault)))
+
+
+def _is_folder(entry: os.DirEntry[str], place: Path, found: Found) -> bool:
+    """Whether an entry, or what it links to, is a folder of photos; what cannot be told is left out."""
+    try:
+        return entry.is_dir() and entry.name.lower() not in _OF_SYSTEMS
+    except OSError as fault:  # a link in circles, or into a closed folder; as a photo it will be reported
+        if Path(entry.name).suffix.lower() not in SUFFIXES:
+            found.left_out.append((place / entry.name, f"cannot be read: {fault.strerror or fault}"))
+        return False
 
 
 def _prefer_raw(photos: list[Path], found: Found) -> list[Path]:

@@ -51,8 +51,15 @@ def content(path: Path, *, stop: Callable[[], bool] = lambda: False) -> Content:
 
 
 def unchanged(path: Path, before: Content) -> bool:
-    """Whether a file has not been written to since, as far as the file system tells."""
+    """Whether a file has not been written to since, as far as the file system tells.
+
+    Of one that merely has another number, the contents tell: network folders may number files anew at any
+    time, and a backup may have put the same file there again.
+    """
     try:
-        return _status(path) == before.status
-    except OSError:
+        now = _status(path)
+        if now[1:] != before.status[1:]:
+            return False
+        return now == before.status or content(path).sha256 == before.sha256
+    except (OSError, PhotoError):
         return False

@@ -37,6 +37,7 @@ _ST_REF = "http://ns.adobe.com/xap/1.0/sType/ResourceRef#"
 _TIFF = "http://ns.adobe.com/tiff/1.0/"
 _EXIF = "http://ns.adobe.com/exif/1.0/"
 _X = "adobe:ns:meta/"
+_DC = "http://purl.org/dc/elements/1.1/"
 _PREFIXES = {
     "x": _X,
     "rdf": _RDF,
@@ -45,7 +46,7 @@ _PREFIXES = {
     "stRef": _ST_REF,
     "tiff": _TIFF,
     "exif": _EXIF,
-    "dc": "http://purl.org/dc/elements/1.1/",
+    "dc": _DC,
     "photoshop": "http://ns.adobe.com/photoshop/1.0/",
     "mffsr": XMP_NAMESPACE,
 }
@@ -57,7 +58,10 @@ _FOREIGN = (
 )
 _STALE = {f"{{{_XMP}}}Thumbnails", "{http://ns.adobe.com/xmp/note/}HasExtendedXMP"}
 _IN_PIXELS = ("FocalPlaneXResolution", "FocalPlaneYResolution", "SubjectArea", "SubjectLocation")
-_STALE |= {f"{{{_EXIF}}}{name}" for name in _IN_PIXELS}
+_STALE |= {f"{{{_EXIF}}}{name}" for name in (*_IN_PIXELS, "ImageUniqueID")}
+# Of the file that was read; one of another kind may be written.
+_OF_FILE = ("BitsPerSample", "SamplesPerPixel", "PhotometricInterpretation", "Compression")
+_STALE |= {f"{{{_DC}}}format", *(f"{{{_TIFF}}}{name}" for name in _OF_FILE)}
 _LARGEST_PACKET = 16 << 20
 _HEADER = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, 2.2
@@ -165,6 +169,7 @@ def _exif(exif: Exif, facts: _Facts) -> bytes:
     main[0x0131] = exif.text(facts.software)
     for tag in (0x9214, 0xA214):  # SubjectArea, SubjectLocation: in the source's pixels
         sub.pop(tag, None)
+    sub.pop(0xA420, None)  # ImageUniqueID: that of another picture
     sub[0xA002] = exif.integers(4, facts.width)  # PixelXDimension
     sub[0xA003] = exif.integers(4, facts.height)  # PixelYDimension
     if len(facts.frames) > 1:

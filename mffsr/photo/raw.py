@@ -16,7 +16,7 @@ import numpy as np
 
 from . import _colour
 from ._decoded import Decoded, Header, Pixels, UnsupportedError, Warn
-from ._ifd import Exif, IfdError, TiffReader, build_exif, parse_exif
+from ._ifd import Exif, IfdError, TiffReader, Value, build_exif, parse_exif
 from ._tiff import check_segments, descriptive
 
 if TYPE_CHECKING:
@@ -168,7 +168,14 @@ def _exif_of_file(stream: BinaryIO) -> bytes | None:
         exif = parse_exif(reader, keep=lambda tag: tag >= 254 and descriptive(tag), largest=1 << 16)
     except IfdError:
         return None
-    return build_exif(exif) if 0x010F in exif.main else None  # without a maker it is no camera's
+    if 0x010F not in exif.main:
+        return None  # without a maker it is no camera's
+    # The camera may have been set to Adobe RGB for its own JPEGs; developed here, the pixels are sRGB.
+    if 0xA001 in exif.exif:  # ColorSpace
+        exif.exif[0xA001] = exif.integers(3, 1)
+    if exif.interop.get(1, Value(2, 0, b"")).data.startswith(b"R03"):  # InteroperabilityIndex: Adobe RGB
+        exif.interop[1] = exif.text("R98")
+    return build_exif(exif)
 
 
 def _exif_of_libraw(raw: Any) -> bytes | None:
