@@ -26,7 +26,7 @@ from mffsr.photo import (
     write_photo,
 )
 from mffsr.photo._colour import srgb_profile
-from mffsr.photo._ifd import Exif, append_to_tiff, parse_exif
+from mffsr.photo._ifd import Exif, append_to_tiff, build_exif, parse_exif
 
 # ------------------------------------------------------------------ damage
 
@@ -192,6 +192,18 @@ def test_a_raw_of_a_camera_set_to_adobe_rgb_says_what_it_was_developed_to(tmp_pa
     found = parse_exif(read_photo(path).exif or b"")
     assert found.first_integer(found.exif, 0xA001) == 1
     assert found.interop[1].data == b"R98\0"
+
+
+@pytest.mark.parametrize(
+    ("index", "profile", "told"), [("R03", None, 1), ("R03", "sRGB", 0), ("R98", None, 0)]
+)
+def test_adobe_rgb_without_a_profile_is_told_of(tmp_path: Path, index: str, profile: str, told: int) -> None:
+    exif, warnings = Exif(), []
+    exif.interop[1] = exif.text(index)
+    photo = full_photo(exif=build_exif(exif), icc=srgb_profile() if profile else None)
+    write_photo(photo, tmp_path / "x.jpg")
+    read_photo(tmp_path / "x.jpg", warn=warnings.append)
+    assert sum("Adobe RGB" in text for text in warnings) == told
 
 
 def test_cut_or_empty_raw_is_refused(tmp_path: Path) -> None:

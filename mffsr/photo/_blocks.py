@@ -14,6 +14,7 @@ __all__ = [
     "exif_resolution",
     "parsed_exif",
     "resolution_of",
+    "says_adobe_rgb",
     "strip_exif_prefix",
     "upright_exif",
     "upright_xmp",
@@ -107,6 +108,17 @@ def exif_resolution(block: bytes | None) -> tuple[float, float] | None:
         return resolution_of(parse_exif(block, keep={282, 283, 296}.__contains__))
     except IfdError:
         return None
+
+
+def says_adobe_rgb(block: bytes | None) -> bool:
+    """Whether the block says, as cameras may that embed no profile, that it is Adobe RGB (DCF 2.0)."""
+    if not block:
+        return False
+    try:
+        index = parse_exif(block).interop.get(1)  # InteroperabilityIndex
+    except IfdError:
+        return False
+    return index is not None and index.data.startswith(b"R03")
 
 
 def resolution_of(exif: Exif) -> tuple[float, float] | None:

@@ -246,6 +246,8 @@ def _finish(decoded: Decoded, path: Path, form: str, warn: Warn) -> Photo:
         from ._colour import SPACES, usable_icc
 
         icc = usable_icc(icc, SPACES[pixels.shape[2]], warn)
+    if icc is None and _blocks.says_adobe_rgb(exif):
+        warn("by its EXIF data it is Adobe RGB, but no profile is embedded; it is read as sRGB")
     dpi = decoded.dpi or _blocks.exif_resolution(exif)
     if dpi is not None and sideways:
         dpi = dpi[1], dpi[0]
