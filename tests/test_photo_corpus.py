@@ -71,7 +71,8 @@ def test_entry(entry: dict[str, Any]) -> None:
 
 ENLARGED = 400_000  # pixels; larger photos are fused at their own size, which takes a tenth of the time
 KEPT = (0x010F, 0x0110, 0x0132, 0x8298)  # make, model, date, copyright
-GONE = {0xA462, 0x9214, 0xA214}  # exposures of an earlier composite, the subject's place in pixels
+# The exposures of an earlier composite, the subject's place in pixels, the number of that picture alone.
+GONE = {0xA462, 0x9214, 0xA214, 0xA420}
 
 
 def texts(exif: Exif) -> dict[int, str]:
