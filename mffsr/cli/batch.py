@@ -256,7 +256,7 @@ def _check_format(options: Options, brackets: list[Bracket]) -> None:
         else:
             return
     if fault is not None:
-        raise UsageError(f"--template {options.template}: {fault}\nlet it end with {{ext}}") from None
+        raise UsageError(f"--template {options.template}: {fault}\nlet it end with {{ext}}")
 
 
 def _run(

@@ -48,7 +48,7 @@ def terminating() -> list[int]:
 
 
 class _Signals:
-    """Turns SIGINT and those into exceptions, and remembers them: a library may turn them into its own."""
+    """Turns SIGINT, SIGTERM and SIGHUP into exceptions; remembers them, as a library may raise its own."""
 
     def __init__(self) -> None:
         self.last: int | None = None

@@ -112,12 +112,8 @@ def exif_resolution(block: bytes | None) -> tuple[float, float] | None:
 
 def says_adobe_rgb(block: bytes | None) -> bool:
     """Whether the block says, as cameras may that embed no profile, that it is Adobe RGB (DCF 2.0)."""
-    if not block:
-        return False
-    try:
-        index = parse_exif(block).interop.get(1)  # InteroperabilityIndex
-    except IfdError:
-        return False
+    parsed = parsed_exif(block, lambda _text: None)  # of damage `upright_exif` tells
+    index = parsed.interop.get(1) if parsed is not None else None  # InteroperabilityIndex
     return index is not None and index.data.startswith(b"R03")
 
 
