@@ -174,7 +174,7 @@ def evaluate(
             allow_missing=allow_missing,
             jobs=jobs or cores(),
         )
-        _check(request, sources, protocol)
+        _check(request, sources, protocol, align=align)
         given = expand(sources) if sources else []
         _check_targets([path for path in (csv, latex) if path is not None], request, given, force=force)
         if sources:
@@ -192,7 +192,7 @@ def evaluate(
         console.result("" if as_json else to_text(report.sheets), report.data)
 
 
-def _check(request: Request, sources: list[str] | None, protocol: Protocol | None) -> None:
+def _check(request: Request, sources: list[str] | None, protocol: Protocol | None, *, align: bool) -> None:
     """Refuse what does not go together; raises UsageError."""
     modes = [
         name
@@ -212,8 +212,21 @@ def _check(request: Request, sources: list[str] | None, protocol: Protocol | Non
             f"--protocol {protocol.value} does not go with {modes[0]}\n"
             "paper needs --pairs, synthetic needs --truth"
         )
-    if (request.baselines or request.ablations) and request.fused is not None:
-        raise UsageError("--baselines and --ablations run our own networks; they do not go with --fused")
+    ours = {
+        "--baselines": request.baselines,
+        "--ablations": request.ablations is not None,
+        "--weights": request.weights != "photo",
+        "--reduce": request.reduce is not None,
+        "--align": align,
+    }
+    asked = [option for option, given in ours.items() if given]
+    if asked and request.fused is not None:
+        raise UsageError(
+            f"{asked[0]} does not go with --fused: that photo is made already\n"
+            f"{', '.join(ours)} are for our own networks"
+        )
+    if sources and request.scale is not None:
+        raise UsageError("--scale does not go with --sources: it follows from the sizes of the photos")
     if request.ablations is not None and not request.ablations.is_dir():
         raise UsageError(f"{request.ablations}: not a folder")
 
@@ -282,22 +295,29 @@ def _run(request: Request, engine: Engine, console: Console) -> Report:
         "progress": console.progress,
     }
     how = f", weights {request.weights}"
+    common["reduction"] = "antialiased" if request.truth is not None else "paper"
     if request.reduce is not None:
         common["reduction"] = request.reduce.value
         how += f", --reduce {request.reduce.value}"
+    settings = {
+        "scale": engine.scale,
+        "weights": request.weights,
+        "reduce": common["reduction"],
+        "align": engine.align,
+    }
     if request.truth is not None:
         photos = find_photos(request.truth)
         with console.live():
             found = evaluate_truth(photos, engine, seed=request.seed, **common)
         about = f"{len(photos)} synthetic brackets of {request.truth}, seed {request.seed}{how}"
-        return truth_report(found, about, engine.scale)
+        return truth_report(found, about, settings | {"seed": request.seed})
     brackets, faults = _brackets(request, console)
     with console.live():
         found = evaluate_pairs(brackets, engine, **common)
     return pairs_report(
         found,
         _about(brackets, faults, request) + how,
-        engine.scale,
+        settings,
         faults,
         ablated=bool(common["variants"]),
         as_the_paper=request.reduce is not Reduce.antialiased,
@@ -330,7 +350,7 @@ def _results(request: Request, fused: Path, console: Console) -> Report:
             progress=console.progress,
         )
     faults += missing
-    return pairs_report(found, _about(brackets, faults, request), scale, faults)
+    return pairs_report(found, _about(brackets, faults, request), {"scale": scale}, faults)
 
 
 def _about(brackets: list[Bracket], faults: list[str], request: Request) -> str:

@@ -57,8 +57,12 @@ def channels_report(found: FusionMetrics, title: str) -> Report:
     )
 
 
-def truth_report(found: Sequence[Evaluation], about: str, scale: int) -> Report:
-    """Synthetic brackets: our numbers by image, then the means of all methods."""
+def truth_report(found: Sequence[Evaluation], about: str, settings: Mapping[str, Any]) -> Report:
+    """Synthetic brackets: our numbers by image, then the means of all methods.
+
+    `settings`: as in `pairs_report`.
+    """
+    scale = settings["scale"]
     columns = [key for key in SYNTHETIC if key in found[0].mean]
     sheets = [_images(found[0], columns, f"{found[0].method}, ×{scale}, {about}", LEGEND)]
     if len(found) > 1:
@@ -72,13 +76,13 @@ def truth_report(found: Sequence[Evaluation], about: str, scale: int) -> Report:
                 compared=True,
             )
         )
-    return Report(sheets=sheets, data=_data(found, []), csv=_csv(found))
+    return Report(sheets=sheets, data=_data(found, settings, []), csv=_csv(found))
 
 
 def pairs_report(
     found: Sequence[Evaluation],
     about: str,
-    scale: int,
+    settings: Mapping[str, Any],
     missing: list[str],
     *,
     ablated: bool = False,
@@ -87,8 +91,10 @@ def pairs_report(
     """Pairs without ground truth: numbers by image, then the means beside the paper's.
 
     Table IV stands there where ablations were run, and Tables II and III where their images were measured
-    by more than one method. `as_the_paper`: the photos were reduced as the paper does.
+    by more than one method. `settings`: what the numbers depend on, for JSON, the scale first of all;
+    `as_the_paper`: the photos were reduced as the paper does.
     """
+    scale = settings["scale"]
     table, rows = paper_rows(scale)
     lines = [_own(other.method, other.mean) for other in found] + _printed(rows)
     if ablated and scale == 2:
@@ -114,7 +120,7 @@ def pairs_report(
     sheets = [_images(found[0], COLUMNS, f"{found[0].method}, ×{scale}, {about}"), means]
     if scale == 2 and len(found) > 1:
         sheets += [sheet for name in TABLE_III for sheet in _single(found, name)]
-    return Report(sheets=sheets, data=_data(found, missing), csv=_csv(found))
+    return Report(sheets=sheets, data=_data(found, settings, missing), csv=_csv(found))
 
 
 def _single(found: Sequence[Evaluation], name: str) -> list[Sheet]:
@@ -146,9 +152,9 @@ def _own(method: str, values: Mapping[str, float]) -> Line:
     return Line(method, values, rival=not method.startswith("source "))
 
 
-def _data(found: Sequence[Evaluation], missing: list[str]) -> dict[str, Any]:
-    """The first method's numbers; the others' and what is missing only where there is any."""
-    data = found[0].as_json()
+def _data(found: Sequence[Evaluation], settings: Mapping[str, Any], missing: list[str]) -> dict[str, Any]:
+    """The settings and first method's numbers; the others' and what is missing where there is any."""
+    data = {**settings, **found[0].as_json()}
     if len(found) > 1:
         data["baselines"] = {other.method: other.as_json() for other in found[1:]}
     return data | ({"missing": missing} if missing else {})
