@@ -338,6 +338,18 @@ def test_first_of_several_pages_and_pictures(tmp_path: Path) -> None:
         assert "first picture" in told[0]
 
 
+def test_a_thumbnail_is_not_taken_for_the_photo(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    with tifffile.TiffWriter(path) as file:
+        file.write(np.ascontiguousarray(smooth()[::4, ::4]), photometric="rgb", subfiletype=1)
+        file.write(smooth(), photometric="rgb")
+    for read in (read_header, read_photo):
+        with pytest.raises(PhotoError, match=r"x\.tif: begins with a thumbnail"):
+            read(path)
+    tifffile.imwrite(path, smooth(), photometric="rgb", subfiletype=1)  # nothing else is there
+    np.testing.assert_array_equal(read_photo(path).pixels, smooth())
+
+
 def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
     Image.fromarray(smooth()).convert("CMYK").save(tmp_path / "x.jpg", quality=98)
     Image.fromarray(smooth()).convert("CMYK").save(tmp_path / "x.tif")

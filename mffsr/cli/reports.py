@@ -117,7 +117,7 @@ class Report:
                 return True
         except Exception as fault:  # noqa: BLE001 - the photo is there; this must not undo it
             self._fault = failure_text(fault)
-        cause = (self._fault or "nothing was fused").splitlines()[0]
+        cause = (self._fault or "nothing was fused").splitlines()[0].removeprefix(f"{self.path}: ")
         console.warning(f"the photo is complete, but not its report {self.path}: {cause}")
         return False
 
@@ -199,9 +199,8 @@ def write_index(report: BatchReport, out: Path, outcomes: Sequence[Outcome], con
         with atomic_output(report.index, overwrite=True) as stream:
             stream.write(page_text.encode())
     except Exception as fault:  # noqa: BLE001 - the photos are there; their exit code tells of them
-        console.warning(
-            f"the index {report.index} could not be written: {failure_text(fault).splitlines()[0]}"
-        )
+        cause = failure_text(fault).splitlines()[0].removeprefix(f"{report.index}: ")
+        console.warning(f"the index {report.index} could not be written: {cause}")
         return False
     console.message(f"report: {report.index}")
     return all(outcome.details.get("report", "") is not None for outcome in outcomes)

@@ -24,6 +24,7 @@ __all__ = ["check_segments", "decode", "descriptive", "encode", "header", "orien
 _BIG = 3_800_000_000  # bytes of pixels from which classic TIFF's 32-bit offsets may not suffice
 _ICC, _XMP, _IPTC = 34675, 700, 33723
 _DESCRIPTION = 270
+_KIND = 254  # NewSubfileType; bit 0: a smaller copy of another picture in the file
 _NOTES = (34118, 34680, 34682)  # of electron microscopes, by Zeiss and FEI
 _PLANES = 33629  # one number for each plane of a MetaMorph stack
 _RESOLUTION = (282, 283, 296)
@@ -64,8 +65,11 @@ def check_segments(reader: TiffReader, offset: int) -> None:
 
 
 def _check_page(reader: TiffReader) -> None:
-    """Raise `IfdError` if anything that the first directory points at lies beyond the end of the file."""
-    for entry in reader.directory(reader.first).entries.values():
+    """Refuse a first page that is a thumbnail, or points beyond the end of the file (`IfdError`)."""
+    main = reader.directory(reader.first)
+    if main.next and _KIND in main.entries and any(kind & 1 for kind in reader.integers(main.entries[_KIND])):
+        raise UnsupportedError("begins with a thumbnail of the photo; save it as a TIFF of one page")
+    for entry in main.entries.values():
         with contextlib.suppress(UnknownTypeError):
             if entry.position + reader.length(entry) > reader.size:
                 raise IfdError("cut short: some of its fields lie beyond the end of the file")
