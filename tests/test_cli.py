@@ -344,6 +344,11 @@ def test_a_glob_leaves_earlier_results_out_and_a_named_one_is_warned_of(quick, f
     assert "warning: a-fused-x1.jpg: looks like an earlier result" in named.stderr
     (folder / "out.jpg").write_bytes((folder / "a-fused-x1.jpg").read_bytes())
     assert expand(["*.jpg"], [Path("out.jpg")]) == [Path("a.jpg"), Path("b.jpg")]
+    unnamed = quick(".", "-s", 1, "-o", "new.jpg", "-n")  # a result, but what it is called does not tell
+    assert "warning: out.jpg: is an earlier result" in unnamed.stderr
+    assert "a.jpg: is an earlier result" not in unnamed.stderr
+    slabs = quick("out.jpg", "b-fused-x1.jpg", "-s", 1, "-o", "new.jpg", "-n")
+    assert "is an earlier result" not in slabs.stderr, "results of parts of a bracket are fused in their turn"
 
 
 @pytest.mark.parametrize("listed", ["@list.txt", "-"])
