@@ -470,6 +470,7 @@ def test_a_plan_counts_alpha_on_disk(quick, folder, monkeypatch):
         (["a.jpg", "."], 1, ["."]),
         (["a.jpg", "pipe"], 1, ["pipe"]),
         (["a.jpg", "b.jpg", "-o", "out.xyz"], 2, ["out.xyz", ".png"]),
+        (["a.jpg", "b.jpg", "-o", ".."], 2, ["is a folder", "../fused.tif"]),
         (["a.jpg", "b.jpg", "-o", "none/out.png"], 1, ["none"]),
         (["a.jpg", "b.jpg", "-o", "a.jpg", "-f"], 2, ["a.jpg", "inputs"]),
         (["a.jpg", "b.jpg", "-o", "link.jpg", "-f"], 2, ["link.jpg", "inputs"]),
