@@ -22,7 +22,15 @@ from mffsr import __version__
 from mffsr.errors import BracketError, UsageError
 from mffsr.events import Events
 from mffsr.frames import Frame, FrameStore
-from mffsr.photo import Photo, Pixels, fill_transparent, output_metadata, read_photo, with_depth
+from mffsr.photo import (
+    XMP_NAMESPACE,
+    Photo,
+    Pixels,
+    fill_transparent,
+    output_metadata,
+    read_photo,
+    with_depth,
+)
 from mffsr.photo.align import (
     MODELS,
     ForeignFrameError,
@@ -31,6 +39,7 @@ from mffsr.photo.align import (
     register_bracket,
     warp,
 )
+from mffsr.photo.brackets import named_as_result
 from mffsr.photo.tone import tone_curve
 
 __all__ = [
@@ -130,6 +139,7 @@ def read_stack(sources: Sequence[Source], frames: FrameStore, alphas: FrameStore
     stack = Stack(
         frames=frames, alphas=alphas, heads=heads, digests=digests, size=size, order=list(range(len(sources)))
     )
+    _tell_of_results(heads, events)
     _harmonise(stack, brightest, events)
     if stack.digests[0] > stack.digests[-1]:
         stack.order.reverse()
@@ -153,6 +163,17 @@ def _check_alike(photo: Photo, index: int, size: tuple[int, int], heads: Sequenc
             f"{_name(photo, index)}: another colour profile than {_name(heads[0], 0)}\n"
             "the photos of a bracket must share one; export them alike"
         )
+
+
+def _tell_of_results(heads: Sequence[Photo], events: Events) -> None:
+    """Warn of earlier results among photos that are none: of these they may be made.
+
+    The command line tells of those that are named so before it reads any.
+    """
+    made = [head.xmp is not None and XMP_NAMESPACE.encode() in head.xmp for head in heads]
+    for index, head in enumerate(heads):
+        if made[index] and not all(made) and not (head.path and named_as_result(head.path)):
+            events.warning(f"{_name(head, index)}: is an earlier result; it is fused all the same")
 
 
 def _harmonise(stack: Stack, brightest: int, events: Events) -> None:

@@ -141,8 +141,8 @@ def test_a_glob_in_quotes_stands_for_the_photos_as_a_folder_does(quick, folder):
     result = quick("*", "-s", 1, "-n", "-o", "o.png")
     assert result.exit_code == 0, result.stderr
     result = quick("n*", "-s", 1, "-n", "-o", "o.png")  # nothing else matches
-    assert result.exit_code == 2
-    assert "1 photo given" in result.stderr
+    assert result.exit_code == 1
+    assert "notes.txt: is not a photo" in result.stderr
 
 
 def test_registered_photos_go_into_no_folder_that_is_closed(quick, folder, monkeypatch):
@@ -344,6 +344,11 @@ def test_a_glob_leaves_earlier_results_out_and_a_named_one_is_warned_of(quick, f
     assert "warning: a-fused-x1.jpg: looks like an earlier result" in named.stderr
     (folder / "out.jpg").write_bytes((folder / "a-fused-x1.jpg").read_bytes())
     assert expand(["*.jpg"], [Path("out.jpg")]) == [Path("a.jpg"), Path("b.jpg")]
+    unnamed = quick(".", "-s", 1, "-o", "new.jpg", "-n")  # a result, but what it is called does not tell
+    assert "warning: out.jpg: is an earlier result" in unnamed.stderr
+    assert "a.jpg: is an earlier result" not in unnamed.stderr
+    slabs = quick("out.jpg", "b-fused-x1.jpg", "-s", 1, "-o", "new.jpg", "-n")
+    assert "is an earlier result" not in slabs.stderr, "results of parts of a bracket are fused in their turn"
 
 
 @pytest.mark.parametrize("listed", ["@list.txt", "-"])
@@ -456,6 +461,7 @@ def test_a_plan_counts_alpha_on_disk(quick, folder, monkeypatch):
     [
         (["a.jpg", "missing.jpg"], 1, ["missing.jpg", "No such file"]),
         (["a.jpg"], 2, ["at least 2"]),
+        (["stakc"], 1, ["stakc", "No such file"]),
         (["a.jpg", "a.jpg"], 2, ["a.jpg", "given twice"]),
         (["a.jpg", "small.png"], 1, ["small.png", "40×30", "96×72"]),
         (["a.jpg", "text.jpg"], 1, ["text.jpg"]),
@@ -464,6 +470,7 @@ def test_a_plan_counts_alpha_on_disk(quick, folder, monkeypatch):
         (["a.jpg", "."], 1, ["."]),
         (["a.jpg", "pipe"], 1, ["pipe"]),
         (["a.jpg", "b.jpg", "-o", "out.xyz"], 2, ["out.xyz", ".png"]),
+        (["a.jpg", "b.jpg", "-o", ".."], 2, ["is a folder", "../fused.tif"]),
         (["a.jpg", "b.jpg", "-o", "none/out.png"], 1, ["none"]),
         (["a.jpg", "b.jpg", "-o", "a.jpg", "-f"], 2, ["a.jpg", "inputs"]),
         (["a.jpg", "b.jpg", "-o", "link.jpg", "-f"], 2, ["link.jpg", "inputs"]),
@@ -484,6 +491,9 @@ def test_a_plan_counts_alpha_on_disk(quick, folder, monkeypatch):
             1,
             ["= 1.001 million pixels; the limit is 1 million"],
         ),
+        (["a.jpg", "b.jpg", "--no-align", "--save-aligned", "."], 2, ["--save-aligned", "--no-align"]),
+        (["a.jpg", "b.jpg", "--no-align", "--model", "affine"], 2, ["--model", "--no-align"]),
+        (["a.jpg", "b.jpg", "--no-align", "--on-bad-frame", "drop"], 2, ["--on-bad-frame", "--no-align"]),
         (["@none.txt"], 2, ["none.txt"]),
         (["@blank.txt"], 2, ["no photos given"]),
     ],

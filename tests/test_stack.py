@@ -436,6 +436,7 @@ def test_another_scene_is_refused_and_dropped_on_the_command_line(fuse, tmp_path
     refused = fuse("a.tif", "c.tif", "b.tif", "-o", "out.tif")
     assert refused.returncode == 1
     assert "c.tif shows another scene" in refused.stderr
+    assert "--on-bad-frame drop" in refused.stderr
     assert not (tmp_path / "out.tif").exists()
     dropped = fuse("a.tif", "c.tif", "b.tif", "-o", "out.tif", "--on-bad-frame", "drop", "--json")
     assert dropped.returncode == 0, dropped.stderr

@@ -118,6 +118,18 @@ class Framing:
     model: str
     save_aligned: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what needs registered photos where none are; raises UsageError."""
+        if self.align:
+            return
+        for option, asked in (
+            ("--save-aligned", self.save_aligned is not None),
+            ("--model", self.model != Motion.similarity),
+            ("--on-bad-frame drop", self.on_bad_frame == OnBadFrame.drop),
+        ):
+            if asked:
+                raise UsageError(f"{option}: nothing is registered with --no-align")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -280,12 +292,10 @@ def check_photos(paths: list[Path], max_pixels: int, framing: Framing) -> list[H
     """Return the headers of a bracket; raises MffsrError for photos that cannot be one."""
     from mffsr.photo import check_pixels, check_registrable, read_header
 
-    if framing.save_aligned is not None and not framing.align:
-        raise UsageError("--save-aligned: nothing is registered with --no-align")
+    headers = [read_header(path) for path in paths]  # first: a folder with a typing error is no lone photo
     if len(paths) < 2:
         some = "1 photo" if paths else "no photos"
         raise UsageError(f"{some} given, expected at least 2: a bracket of one scene")
-    headers = [read_header(path) for path in paths]
     seen: set[tuple[int, int]] = set()
     for path in paths:
         status = os.stat(path)

@@ -52,18 +52,20 @@ STILL_ERRORS = 4.0
 SAME_GAIN = 0.012  # of linear light: one level of 8-bit white
 SAME_FIELD = 1.002  # fields of view closer than this are the same
 ANCHOR_TRIES = 3
+LEAVE_OUT = 'leave it out, or use --on-bad-frame drop (in Python on_bad_frame="drop")'
 
 
 class ForeignFrameError(BracketError):
     """A frame that does not belong: black, of another scene, or of another size.
 
-    `index` is its place in the bracket and `reason` the cause; the message begins with its name.
+    `index` is its place in the bracket and `reason` the cause; the message begins with its name and ends
+    with the `advice`.
     """
 
-    def __init__(self, index: int, name: str, reason: str) -> None:
+    def __init__(self, index: int, name: str, reason: str, advice: str = "") -> None:
         self.index = index
         self.reason = reason
-        super().__init__(f"{name} {reason}")
+        super().__init__(f"{name} {reason}" + (f"\n{advice}" if advice else ""))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -153,10 +155,11 @@ def register_bracket(
     assert best is not None  # noqa: S101 - there is at least one anchor
     placed, refused, size = best
     for index in sorted(refused):
-        error = ForeignFrameError(index, names[index], refused[index])
-        if on_bad is None or len(placed) < 2:
-            raise error
-        on_bad(error)
+        if len(placed) < 2:
+            raise ForeignFrameError(index, names[index], refused[index], "no two photos belong together")
+        if on_bad is None:
+            raise ForeignFrameError(index, names[index], refused[index], LEAVE_OUT)
+        on_bad(ForeignFrameError(index, names[index], refused[index]))
     reference = _smallest_field(placed, size)
     placed = _rebase(placed, reference)
     return [_registration(placed[i], size, index=i, reference=reference) for i in sorted(placed)]

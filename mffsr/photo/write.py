@@ -51,6 +51,8 @@ _LARGEST_IPTC = _jpeg.LARGEST_SEGMENT - len(_jpeg.IPTC_HEAD) - 5  # its length, 
 
 def _format(path: Path) -> _Format:
     form = _FORMATS.get(path.suffix.lower())
+    if form is None and path.is_dir():
+        raise UsageError(f"{path}: is a folder; expected a file in it, such as {path / 'fused.tif'}")
     if form is None:
         raise UsageError(
             f"{path}: unknown output format {path.suffix or '(no extension)'}; "
