@@ -9,6 +9,7 @@ registration, warp and tiles take it from the store.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -56,6 +57,7 @@ __all__ = [
 Source = str | os.PathLike[str] | Photo | NDArray[np.uint8] | NDArray[np.uint16]
 
 KEPT_BORDER = 3.0  # pixels at the border that registration may leave to be replicated instead of cut off
+UNFITTING = 1.0  # pixels by which a registered frame may miss the others unmentioned; real ones are below 0.8
 BREATHING = 0.002  # differences of scale below this do not tell which end of the bracket is near
 
 
@@ -223,8 +225,8 @@ def register(
     """Register the frames to one of them; the result is in the order given, without those left out.
 
     `model` is the motion between frames: similarity, affine or homography. Without `exposure` all gains
-    are 1. A frame that does not belong raises BracketError that names it, or (`on_bad_frame` "drop") is left
-    out with a warning.
+    are 1. A frame that hardly fits is warned of. One that does not belong raises BracketError that names it,
+    or (`on_bad_frame` "drop") is left out with a warning.
     """
     if model not in MODELS:
         raise UsageError(f"model {model}: expected one of {', '.join(MODELS)}")
@@ -248,6 +250,11 @@ def register(
         progress=lambda done, total: events.progress("align", done, total),
     )
     placed = [replace(r, index=order[r.index], reference=order[r.reference]) for r in found]
+    advice = "" if model == "homography" else "; --model homography may fit better"
+    for r in placed:
+        if UNFITTING < r.residual < math.inf:
+            name = stack.name(r.index)
+            events.warning(f"{name}: parts of it are still {r.residual:.1f} pixels off{advice}")
     if not exposure:
         placed = [replace(r, gain=(1.0,) * len(r.gain)) for r in placed]
     stack.order = [index for index in order if index not in stack.dropped]

@@ -29,7 +29,7 @@ from mffsr.photo._ifd import parse_exif
 from mffsr.photo.align import Registration
 from mffsr.plan import Plan, memory_of, plan_tiles
 from mffsr.render import enlarge_plane
-from mffsr.stack import covered, near_first, read_stack, resample
+from mffsr.stack import covered, near_first, read_stack, register, resample
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "100"}
 
@@ -430,6 +430,20 @@ def test_the_command_line_of_real_brackets(fuse, tmp_path):
     assert again.returncode == 1
     assert "001-a.tif" in again.stderr
     assert not (tmp_path / "new.tif").exists()
+
+
+@pytest.mark.parametrize(("model", "told"), [("similarity", 1), ("homography", 0)])
+def test_a_frame_that_hardly_fits_is_told(model, told):
+    pixels = textured(240, 320)
+    corners = np.array([[0, 0], [320, 0], [320, 240], [0, 240]], np.float32)
+    tilt = cv2.getPerspectiveTransform(corners, corners + np.float32([[9, 0], [-9, 0], [9, 0], [-9, 0]]))
+    tilted = cv2.warpPerspective(pixels, tilt, (320, 240), borderMode=cv2.BORDER_REFLECT)
+    warnings = []
+    with FrameStore(2) as frames, FrameStore(2) as alphas:
+        events = Events(warning=warnings.append)
+        register(read_stack([photo(pixels), photo(tilted)], frames, alphas, events), events, model=model)
+    assert len(warnings) == told
+    assert all("pixels off; --model homography may fit better" in text for text in warnings)
 
 
 def test_another_scene_is_refused_and_dropped_on_the_command_line(fuse, tmp_path):
