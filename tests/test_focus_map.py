@@ -37,10 +37,7 @@ def decide(cpu, monkeypatch):
 
 
 def quarters(height, width):
-    """Return three frames, plain on their right: of the left the first has the upper half, the second the other.
-
-    The third is sharp nowhere.
-    """
+    """Return three frames, plain on their right; of the left each has another half sharp, the third none."""
     sharp = textured(height, width)
     sharp[:, width // 2 :] = 90
     soft = cv2.GaussianBlur(sharp, (0, 0), 3)
