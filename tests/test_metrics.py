@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mffsr.metrics import fusion_metrics, psnr, q_g, q_mi, q_nice, q_p, q_s, q_y, ssim
+from mffsr.metrics._common import norm255
 
 Image = NDArray[Any]
 
@@ -256,6 +257,17 @@ def test_flat_regions_give_a_finite_value(key: str) -> None:
 def test_black_images_have_no_edges() -> None:
     black = np.zeros((20, 20), dtype=np.uint8)
     assert q_g(black, black, texture((20, 20), 0), variant="xydeas") == 0
+
+
+def test_a_flat_source_has_no_weight_beside_one_with_contrast() -> None:
+    near, flat = bracket()[0], np.full((40, 52), 128, np.uint8)
+    for sources in ((flat, near), (near, flat)):
+        assert q_s(*sources, near) == pytest.approx(1, abs=1e-12)
+
+
+def test_levels_are_stretched_and_halves_rounded_up() -> None:
+    assert norm255(np.array([[0, 0.49, 0.5, 1.5, 254.4, 255]])).tolist() == [[0, 0, 1, 2, 254, 255]]
+    assert norm255(np.array([[7.0, 8.0]])).tolist() == [[0, 255]]
 
 
 def test_q_s_gives_a_black_window_no_weight_beside_a_flat_one() -> None:
