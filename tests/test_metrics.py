@@ -376,7 +376,7 @@ def test_fusion_metrics_says_what_does_not_fit() -> None:
         fusion_metrics([np.zeros((20, 30, 4), np.uint8), image], image)
     with pytest.raises(ValueError, match="the fused image is float64; expected uint8 or uint16"):
         fusion_metrics([image, image], image.astype(np.float64))
-    with pytest.raises(ValueError, match="10×30; at least 11×11"):
+    with pytest.raises(ValueError, match="fusion_metrics: the images are 10×30; at least 11×11"):
         fusion_metrics([image[:10, :, 0]] * 2, image[:10, :, 0])
     with pytest.raises(ValueError, match="source 2 is a list"):
         fusion_metrics([image, [1]], image)  # type: ignore[list-item]
@@ -393,6 +393,13 @@ def test_psnr_known_values() -> None:
     assert psnr(black.astype(np.uint16), np.full(black.shape, 257, np.uint16)) == pytest.approx(
         20 * math.log10(255)
     )
+
+
+def test_one_step_of_16_bits_in_one_pixel_is_a_difference() -> None:
+    black = np.zeros((100, 100), np.uint16)
+    other = black.copy()
+    other[50, 50] = 1
+    assert psnr(black, other) == pytest.approx(20 * math.log10(65535 * 100))
 
 
 def test_luma_is_matlabs() -> None:
