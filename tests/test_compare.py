@@ -173,7 +173,7 @@ def test_the_slightest_margin_keeps_its_sign(cpu, monkeypatch, slight):
 
 @pytest.mark.usefixtures("small_pyramid")
 def test_what_only_the_finest_level_shows_is_decided_there(cpu, monkeypatch):
-    """Stripes so narrow that every smaller copy is plain, in one half of one photo."""
+    """Stripes so narrow that no smaller copy shows detail, in one half of one photo."""
     model = tiny_model(1)
 
     def measure(image1, _, wanted):
