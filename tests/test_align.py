@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import imagecodecs
@@ -17,12 +18,17 @@ from mffsr.errors import BracketError
 from mffsr.photo._colour import srgb_profile
 from mffsr.photo._registration_exposure import exposure_gain
 from mffsr.photo._registration_proxy import make_proxy
-from mffsr.photo._registration_solve import Model, fit
+from mffsr.photo._registration_solve import Fit, Model, _by_phase, _corner_error, correlation, fit
 from mffsr.photo.align import (
     ForeignFrameError,
     Registration,
+    _place,
     _place_all,
+    _Placed,
+    _rebase,
     _registration,
+    _smallest_field,
+    _Trail,
     common_field,
     register_bracket,
     warp,
@@ -188,6 +194,31 @@ def test_a_first_guess_reaches_further_than_features_of_a_smooth_scene() -> None
     assert off_by(found.matrix, truth) < 0.3
 
 
+@pytest.mark.parametrize(("dx", "dy"), [(24, -9), (-13, 20)])
+def test_a_shift_is_found_without_features(dx: float, dy: float) -> None:
+    truth = transform(dx, dy)
+    frame, reference = make_proxy(shoot(LIGHT, truth)), make_proxy(shoot(LIGHT))
+    assert off_by(_by_phase(frame, reference), truth) < 1
+    assert off_by(fit(frame, reference, "similarity", [], features=False).matrix, truth) < 0.2
+
+
+def test_frames_that_hardly_overlap_do_not_agree() -> None:
+    proxy = make_proxy(shoot(LIGHT))
+    level = len(proxy.levels) - 1
+    assert correlation(proxy, proxy, np.eye(3), level) == pytest.approx(1)
+    assert correlation(proxy, proxy, transform(0.75 * WIDTH, 0), level) == -1
+
+
+@pytest.mark.parametrize(
+    ("parameter", "pixels"), [(0, 250), (1, 250), (2, 250), (3, 250), (6, 150), (7, 200)]
+)
+def test_the_error_of_a_parameter_is_that_of_the_corners(parameter: int, pixels: float) -> None:
+    """Half of the diagonal is the unit: a shift by it, a turn by one radian, a tilt along a side."""
+    covariance = np.zeros((8, 8))
+    covariance[parameter, parameter] = 1e-3**2
+    assert _corner_error(covariance, "homography", (300, 400)) == pytest.approx(1e-3 * pixels)
+
+
 def test_frames_that_did_not_move_come_back_bit_for_bit() -> None:
     reference, frame = shoot(LIGHT, near=True, noise=0.005), shoot(LIGHT, near=False, noise=0.005)
     found = estimate(frame, reference)
@@ -267,6 +298,13 @@ def test_warp_keeps_dtype_and_shape_and_clips(dtype: type, channels: int) -> Non
     assert out[:15].max() < 0.1 * top
     assert warp(frame, moved, (80, 60), crop=(10, 5, 30, 20)).shape == (20, 30, channels)
     assert np.array_equal(warp(frame, moved, (80, 60), crop=(10, 5, 30, 20)), out[5:25, 10:40])
+
+
+def test_gain_and_resampling_of_8_bits_are_rounded_once() -> None:
+    frame = np.tile(np.arange(0, 120, dtype=np.uint8)[None, :, None], (20, 1, 3))
+    moved = Registration(matrix=transform(0.4, 0), gain=(1.37, 1.1, 0.8))
+    deep = warp(frame.astype(np.uint16) * 257, moved, (120, 20))
+    assert np.abs(warp(frame, moved, (120, 20)) - deep / 257).max() <= 0.51
 
 
 def test_sides_beyond_what_can_be_warped() -> None:
@@ -372,6 +410,96 @@ def test_a_bracket_is_registered_to_its_smallest_field_of_view() -> None:
     assert max(float(np.abs(a - low[5]).mean()) for a in low) < 1.5
 
 
+def measured(dx: float, spread: float, *, ecc: float = 1.0, scale: float = 1.0, overlap: float = 1.0) -> Fit:
+    return Fit(transform(dx, 0, scale=scale), ecc, 0.0, overlap, spread)
+
+
+@pytest.mark.parametrize(
+    ("direct", "shift", "spread"),
+    [
+        (measured(10.4, 0.1), 10.36, 0.095),  # nine parts of it, since the squares of the errors are 1 : 9
+        (measured(20, 0.1), 10, 0.3),  # farther apart than they can err
+        (measured(10.4, 0.1, ecc=0.3), 10, 0.3),  # the ends of a bracket have little in common
+        (measured(10.4, 0.1, overlap=0.3), 10, 0.3),
+    ],
+)
+def test_two_measurements_of_a_frame_are_weighted_or_that_of_its_neighbour_is_believed(
+    monkeypatch: pytest.MonkeyPatch, direct: Fit, shift: float, spread: float
+) -> None:
+    anchor, neighbour, frame = (SimpleNamespace(size=(WIDTH, HEIGHT)) for _ in range(3))
+    known = {id(neighbour): measured(4, 0.3), id(anchor): direct}
+    monkeypatch.setattr("mffsr.photo.align.fit", lambda frame, reference, *_, **__: known[id(reference)])
+    found = _place(frame, _Trail(neighbour, measured(6, 0), np.eye(3)), anchor, "similarity")
+    assert found.proxy is frame
+    assert found.fit.matrix == pytest.approx(transform(shift, 0), abs=1e-6)
+    assert found.fit.spread == pytest.approx(spread, abs=1e-3)
+    assert found.pace == pytest.approx(transform(4, 0)), "the step from the neighbour"
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (
+            measured(0, 0, ecc=0.5),
+            r"shows another scene than the reference \(correlation 0\.50, 0\.6 expected",
+        ),
+        (
+            measured(0, 0, scale=1.7),
+            r"a field of view too different from that of the reference \(scale 1\.70",
+        ),
+        (
+            measured(0, 0, scale=0.6),
+            r"a field of view too different from that of the reference \(scale 0\.60",
+        ),
+        (measured(0, 0, overlap=0.4), r"shares only 40% of its field with the reference"),
+    ],
+)
+def test_what_was_measured_of_another_scene_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch, found: Fit, words: str
+) -> None:
+    reference, measures = shoot(LIGHT), [found]
+    monkeypatch.setattr("mffsr.photo.align.fit", lambda *_: measures[-1])
+    with pytest.raises(ForeignFrameError, match=f"^the frame (has )?{words}"):
+        estimate(reference, reference)
+    measures.append(measured(0, 0, ecc=0.7, scale=1.5, overlap=0.6))
+    assert estimate(reference, reference).scale == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("dx", "spread", "still"),
+    [
+        (0.04, 0, True),
+        (0.06, 0, False),
+        (0.15, 0.05, True),  # as much as it may err
+        (0.15, 0.03, False),
+        (0.3, 1.0, False),  # too much to be left where it is, however much it may err
+    ],
+)
+def test_what_cannot_be_told_from_no_motion_is_none(dx: float, spread: float, still: bool) -> None:
+    placed = _Placed(measured(dx, spread), (1.01, 0.99))
+    found = _registration(placed, (WIDTH, HEIGHT), index=3, reference=1)
+    assert found.is_identity == still
+    assert found.shift == pytest.approx((0 if still else dx, 0), abs=1e-9)
+    assert found.gain == (1.0, 1.0), "less than one level of white"
+    assert (found.index, found.reference, found.spread) == (3, 1, spread)
+
+
+def test_a_bracket_moves_to_another_reference_as_a_whole() -> None:
+    placed = {
+        0: _Placed(measured(0, 0), (1.0, 1.0)),
+        1: _Placed(measured(5, 0.3, scale=1.02), (2.0, 0.5)),
+        2: _Placed(measured(-3, 0.4), (3.0, 1.0)),
+    }
+    assert _smallest_field(placed, (WIDTH, HEIGHT)) == 1
+    moved = _rebase(placed, 1)
+    assert [moved[i].gain for i in range(3)] == [(0.5, 2.0), (1.0, 1.0), (1.5, 2.0)]
+    for i in range(3):
+        assert moved[i].fit.matrix @ placed[1].fit.matrix == pytest.approx(placed[i].fit.matrix)
+    assert [moved[i].fit.spread for i in range(3)] == pytest.approx([0.3, 0, 0.5])
+    alike = placed | {1: _Placed(measured(5, 0.3, scale=1.001), (1.0, 1.0))}
+    assert _smallest_field(alike, (WIDTH, HEIGHT)) == 0, "which was measured against none"
+
+
 @pytest.mark.parametrize("bad", [0, 2, 4])
 def test_a_foreign_frame_of_a_bracket_is_refused_or_left_out(bad: int) -> None:
     frames, _ = breathing(5)
@@ -381,7 +509,11 @@ def test_a_foreign_frame_of_a_bracket_is_refused_or_left_out(bad: int) -> None:
         register_bracket(frames.__getitem__, 5, names=names)
     assert caught.value.index == bad
     refused: list[ForeignFrameError] = []
-    kept = register_bracket(frames.__getitem__, 5, names=names, on_bad=refused.append)
+    seen: list[tuple[int, int]] = []
+    kept = register_bracket(
+        frames.__getitem__, 5, names=names, on_bad=refused.append, progress=lambda *told: seen.append(told)
+    )
+    assert seen[-1] == (5, 5), "a frame that is left out is done too"
     assert [e.index for e in refused] == [bad]
     assert "\n" not in str(refused[0]), "it is left out already"
     assert [r.index for r in kept] == [i for i in range(5) if i != bad]

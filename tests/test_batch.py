@@ -20,14 +20,14 @@ from typer.testing import CliRunner
 
 from mffsr.batch import Claims, run_batch
 from mffsr.batch_plan import read_plan
-from mffsr.batch_record import FOLDER, Records, State
+from mffsr.batch_record import FOLDER, Records, State, key_of
 from mffsr.cli.app import app
 from mffsr.cli.batch import batch as batch_command
 from mffsr.cli.fuse import fuse as fuse_command
 from mffsr.errors import BracketError, PhotoError, UsageError
 from mffsr.photo import Photo, atomic_output, read_photo, write_photo
 from mffsr.photo.brackets import Bracket
-from mffsr.photo.content import content, unchanged
+from mffsr.photo.content import Content, content, unchanged
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
@@ -605,6 +605,78 @@ def test_damaged_records_count_as_missing(brackets, copier):
         assert len(Records(copier.out).outputs()) == 1
     events = [event for event, _, _ in run(brackets, copier, resume=True)]
     assert sorted(events) == ["failed", "failed", "skipped"]
+
+
+@pytest.fixture
+def noted(tmp_path):
+    """The finished record of an output and its map."""
+    output, focus_map, records = tmp_path / "b1.jpg", tmp_path / "b1.png", Records(tmp_path)
+    records.begin(output, "key", [output, focus_map])
+    output.write_bytes(b"photo")
+    focus_map.write_bytes(b"map")
+    records.finish(output, "key", [output, focus_map])
+    return output, focus_map, records
+
+
+def test_an_output_is_finished_while_its_bytes_stay(noted):
+    output, focus_map, records = noted
+    assert [path.suffixes for path in (output.parent / FOLDER).iterdir()] == [[".json"]], "none is begun"
+    os.utime(output, (1, 1))
+    assert records.find(output, "key") == (State.finished, [output, focus_map])
+    assert records.find(output, "other key").state is State.unknown
+    assert records.find(focus_map, "key").state is State.unknown
+    assert records.outputs() == {os.path.realpath(path) for path in (output, focus_map)}
+    output.write_bytes(b"tohop")
+    assert records.find(output, "key").state is State.unknown
+
+
+def test_of_two_outputs_one_is_missing(noted):
+    output, focus_map, records = noted
+    focus_map.unlink()
+    assert records.find(output, "key") == (State.begun, [output, focus_map])
+    output.unlink()
+    assert records.find(output, "key").state is State.unknown
+
+
+def test_records_of_another_version_are_not_believed(noted):
+    output, _, records = noted
+    (record,) = (output.parent / FOLDER).iterdir()
+    record.write_text(record.read_text().replace('"mffsr_batch": 1', '"mffsr_batch": 2'))
+    assert records.find(output, "key").state is State.unknown
+    assert records.outputs() == set()
+
+
+def test_the_key_of_a_bracket_is_all_that_decides_its_result():
+    photos, contents = [Path("a.jpg"), Path("b.jpg")], [Content(sha, 9, (0, 9, 0)) for sha in "12"]
+    options = {"scale": 2, "weights": "photo"}
+    key = key_of(photos, contents, options)
+    assert key == key_of([Path("/else/a.jpg"), Path("b.jpg")], contents, {"weights": "photo", "scale": 2})
+    others = [
+        key_of([Path("c.jpg"), Path("b.jpg")], contents, options),
+        key_of(photos, contents[::-1], options),
+        key_of(photos[::-1], contents[::-1], options),
+        key_of(photos, contents, options | {"scale": 3}),
+    ]
+    assert len({key, *others}) == 5
+
+
+def test_an_older_file_put_there_since_a_batch_was_killed_is_not_its_own(tmp_path):
+    output, records = tmp_path / "b1.jpg", Records(tmp_path)
+    output.write_bytes(b"old")
+    records.begin(output, "key", [output])
+    output.write_bytes(b"restored from elsewhere")
+    os.utime(output, (time.time() - 3600,) * 2)
+    assert records.find(output, "key").state is State.unknown
+
+
+def test_what_a_killed_batch_wrote_is_noted_as_finished(tmp_path):
+    output, records = tmp_path / "b1.jpg", Records(tmp_path)
+    records.begin(output, "key", [output])
+    output.write_bytes(b"new")
+    assert records.find(output, "key").state is State.finished
+    assert [path.suffixes for path in (tmp_path / FOLDER).iterdir()] == [[".json"]]
+    output.write_bytes(b"edited since")
+    assert records.find(output, "key").state is State.unknown
 
 
 def test_what_a_killed_batch_wrote_is_known_by_any_clock(tmp_path):

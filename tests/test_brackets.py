@@ -319,6 +319,47 @@ def test_a_plan_comes_back_as_it_was(tmp_path, pair):
         plan_text(find_brackets_of(os.fsdecode(b"\xff.jpg")), tmp_path)
 
 
+def test_a_plan_says_why_and_what_is_left_out(tmp_path):
+    photos = [tmp_path / "a.jpg", tmp_path / "sub" / "b.jpg", Path("/abs/c.jpg")]
+    brackets = [
+        Bracket(name="x", photos=photos, why="by\ntime", output="y.tif"),
+        Bracket(name="z", photos=photos[:2]),
+    ]
+    found = Found(brackets=brackets, left_out=[(tmp_path / "d.jpg", "no \x1b[31m partner")])
+    text = plan_text(found, tmp_path, ["12 megapixels", ""])
+    assert text.split("\n\n", 1)[1].splitlines() == [
+        f'folder = "{tmp_path}"',
+        "",
+        "[[bracket]]  # by time",
+        "# 12 megapixels",
+        'name = "x"',
+        'output = "y.tif"',
+        "photos = [",
+        '  "a.jpg",',
+        '  "sub/b.jpg",',
+        '  "/abs/c.jpg",',
+        "]",
+        "",
+        "[[bracket]]",
+        'name = "z"',
+        "photos = [",
+        '  "a.jpg",',
+        '  "sub/b.jpg",',
+        "]",
+        "",
+        "# In no bracket:",
+        '#   "d.jpg"  # no ?[31m partner',
+    ]
+
+
+def test_a_file_too_large_for_a_plan_is_not_parsed(tmp_path, monkeypatch):
+    (tmp_path / "plan.toml").write_text("# a comment")
+    assert read_plan(tmp_path / "plan.toml") == []
+    monkeypatch.setattr("mffsr.batch_plan.LARGEST", 10)
+    with pytest.raises(UsageError, match="too large for a plan"):
+        read_plan(tmp_path / "plan.toml")
+
+
 def find_brackets_of(name: str):
     class Some:
         brackets = [Bracket(name="x", photos=[Path(name)])]  # noqa: RUF012
@@ -338,6 +379,8 @@ def test_a_plan_edited_by_hand(tmp_path):
     assert target_name("{bracket}_x{scale}{ext}", one, 2, ".jpg") == "x_x2.jpg"
     assert target_name("{bracket}_x{scale}{ext}", two, 2, ".jpg") == "w.tif"
     assert read_plan(plan, Path("/else"))[0].photos[0] == Path("/else/a.jpg")
+    with pytest.raises(UsageError, match="no name inside the output folder"):
+        target_name("{bracket}{ext}", Bracket(name="../x", photos=[]), 2, ".jpg")
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/../../x", "/abs", "", ".", "x\\u0000y", "a/..", "./../x"])
@@ -360,6 +403,7 @@ def test_a_plan_cannot_lead_out_of_the_folder(tmp_path, name, field):
         ("bracket = [3]", "table"),
         ('[[bracket]]\nname = "x"', "photos"),
         ('[[bracket]]\nname = "x"\nphotos = [1]', "photos"),
+        ('[[bracket]]\nname = "x"\nphotos = [""]', "photos"),
         ('[[bracket]]\nname = 5\nphotos = ["a"]', "must be a string"),
         ("x = " + "[" * 5000, "no plan"),
         ("x = " + "1" * 5000, "no plan|unknown key"),

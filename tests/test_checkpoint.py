@@ -46,6 +46,8 @@ def test_round_trip_rebuilds_the_network(make, tmp_path):
     assert back.sha256 == sha256
     assert back.header["stage"] == "joint"
     assert back.network.config == network.config
+    assert not back.network.training
+    assert not any(parameter.requires_grad for parameter in back.network.parameters())
     for name, value in network.state_dict().items():
         assert torch.equal(back.network.state_dict()[name], value), name
 
@@ -104,6 +106,16 @@ def test_a_header_that_lies_is_refused(file, changes, words):
         load(file)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32])
+def test_values_of_another_type_are_refused(file, dtype):
+    network = load(file).network
+    tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in network.state_dict().items()}
+    description = checkpoint.read_header(file) | {"sha256": checkpoint.digest(tensors)}
+    file.write_bytes(save(tensors, metadata=description))
+    with pytest.raises(CheckpointError, match=r"x2\.safetensors: .* is of type "):
+        load(file)
+
+
 def test_a_huge_declared_shape_is_refused_before_allocation(file):
     data = file.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
@@ -115,12 +127,13 @@ def test_a_huge_declared_shape_is_refused_before_allocation(file):
         load(file)
 
 
-def test_values_that_are_not_finite_are_refused(tmp_path, monkeypatch):
+def test_values_that_are_not_finite_are_refused(tmp_path):
     network = tiny_fn(2)
-    network.srn.shallow.weight.data[0, 0, 0, 0] = float("nan")
-    with pytest.raises(CheckpointError, match="not finite"):
-        save_network(network, tmp_path / "a.safetensors")
-    assert not list(tmp_path.iterdir())
+    for value in (1e6, float("nan")):  # the first is no number of float16
+        network.srn.shallow.weight.data[0, 0, 0, 0] = value
+        with pytest.raises(CheckpointError, match="not finite"):
+            save_network(network, tmp_path / "a.safetensors")
+        assert not list(tmp_path.iterdir())
     tensors = {k: v.contiguous() for k, v in network.state_dict().items()}
     header = {
         "format": "mffsr",
@@ -174,6 +187,14 @@ def test_weights_are_found_by_name_folder_and_file(tiny_weights):
             find("nosuch", scale)
     with pytest.raises(CheckpointError, match="no such weight file"):
         find("nosuch.safetensors", 2)
+
+
+def test_a_bundled_set_is_meant_even_beside_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo", "clean"):
+        (tmp_path / name).mkdir()
+        bundled = checkpoint.weights_folder()
+        assert find(name, 2) == (bundled / "fapn.safetensors", bundled / f"{name}-x2.safetensors")
 
 
 def test_a_folder_without_a_fapn_goes_with_the_bundled_one_unless_that_is_all(tiny_weights, tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mffsr import compare as pyramid
-from mffsr.compare import TIE, compare, levels
+from mffsr.compare import TIE, UNDECIDED, compare, contrast, detail, levels
 from mffsr.errors import MffsrError
 from mffsr.model import FocusMaps
 from mffsr.model.blocks import box_mean, gradient_map
@@ -140,3 +140,51 @@ def test_a_margin_that_is_not_finite_is_refused(cpu, monkeypatch):
     monkeypatch.setattr(model, "focus", lambda *_: FocusMaps(nan, nan))
     with pytest.raises(MffsrError, match="not finite"):
         compare(model, textured(64, 64), textured(64, 64), cpu, tile=64)
+
+
+def test_detail_is_the_same_by_a_few_rows_and_at_any_depth(monkeypatch):
+    photo = textured(400, 50)
+    whole = detail(photo)
+    np.testing.assert_allclose(detail(photo.astype(np.uint16) * 257), whole, rtol=2e-3)
+    monkeypatch.setattr("mffsr.frames.BLOCK", 1)
+    np.testing.assert_allclose(detail(photo), whole, rtol=2e-3)
+
+
+def test_next_to_no_detail_is_no_contrast():
+    some, none = np.full((2, 2), 0.1, np.float16), np.zeros((2, 2), np.float16)
+    assert contrast(some, none).max() < UNDECIDED
+    assert contrast(100 * some, none).min() > 0.9
+
+
+@pytest.mark.parametrize("slight", [-1e-3, 1e-3])
+def test_the_slightest_margin_keeps_its_sign(cpu, monkeypatch, slight):
+    model, seen = tiny_model(1), []
+
+    def hesitate(image1, _, wanted):
+        half = torch.full_like(image1[:, :1, wanted[0], wanted[1]], 0.5)
+        return FocusMaps(half, half + slight)
+
+    monkeypatch.setattr(model, "focus", hesitate)
+    photo = textured(64, 100)
+    found = compare(model, photo, photo, cpu, tile=64, progress=lambda *told: seen.append(told))
+    assert (np.sign(found.margin) == np.sign(slight)).all()
+    assert seen == [(1, 2), (2, 2)]
+
+
+@pytest.mark.usefixtures("small_pyramid")
+def test_what_only_the_finest_level_shows_is_decided_there(cpu, monkeypatch):
+    """Stripes so narrow that no smaller copy shows detail, in one half of one photo."""
+    model = tiny_model(1)
+
+    def measure(image1, _, wanted):
+        one = torch.ones_like(image1[:, :1, wanted[0], wanted[1]])
+        striped = image1.max() > 0.5
+        return FocusMaps(one, 0 * one) if striped else FocusMaps(0 * one, one)
+
+    monkeypatch.setattr(model, "focus", measure)
+    plain = np.full((200, 240, 3), 100, np.uint8)
+    fine = plain.copy()
+    fine[:, :120] = np.where(np.arange(120) // 2 % 2, 150, 50)[:, None]
+    found = compare(model, fine, plain, cpu, tile=512)
+    assert (found.margin[:, :120] == -255).all()
+    assert (found.margin[:, 160:] == 255).all(), "there the smaller copies have the last word"

@@ -27,7 +27,7 @@ from mffsr.model.blocks import box_mean, gradient_map
 from mffsr.photo import Photo
 from mffsr.plan import SOURCES, Plan, memory_of, plan_tiles, rough_seconds
 from mffsr.regions import fill_holes, settle_undecided, undecided_regions
-from mffsr.render import render
+from mffsr.render import _to_pixels, render
 
 
 def photos(*arrays):
@@ -135,6 +135,27 @@ def test_every_value_comes_through_fusion_alone(cpu, depth, dtype):
     frame = np.concatenate((values, values[::-1], values // 2), 2)
     out = render(tiny_model(1), [frame], np.zeros(frame.shape[:2], np.uint16), cpu, tile=512, depth=depth)
     np.testing.assert_array_equal(out.pixels, frame)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "raised", "expected"),
+    [(np.uint8, 0, [0, 0, 1, 128, 255, 255]), (np.uint16, 4, [0, 8, 16, 2048, 4096, 4096])],
+)
+def test_what_overshoots_is_clipped_and_the_rest_rounded(dtype, raised, expected):
+    values = torch.tensor([-0.3, 0.49 / 255, 1 / 255, 0.5001, 1, 1.3])
+    image = values.expand(1, 3, 1, 6)
+    assert _to_pixels(image, dtype, 3, raised)[0, :, 1].tolist() == expected
+    colours = torch.tensor([0.1, 0.2, 0.6])[None, :, None, None]
+    assert _to_pixels(colours, np.uint8, 1, 0).item() == round(0.3 * 255), "gray is the mean"
+    with pytest.raises(MffsrError, match="not finite"):
+        _to_pixels(image * torch.inf, dtype, 3, raised)
+
+
+def test_progress_is_told_of_every_tile(cpu):
+    told = []
+    frame, labels = textured(64, 150), np.zeros((64, 150), np.uint16)
+    render(tiny_model(1), [frame], labels, cpu, tile=64, depth=8, progress=lambda *done: told.append(done))
+    assert told == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_identical_photos_are_their_own_enlargement(cpu):
@@ -333,6 +354,31 @@ def test_tiles_are_chosen_from_the_memory(cpu):
         plan_tiles(replace(cpu, memory=1 << 20), model, (4000, 6000, 3), None, 16)
     with pytest.raises(UsageError, match="at least 64"):
         plan_tiles(cpu, model, (400, 600, 3), 32, 8)
+
+
+def test_a_graphics_card_gets_large_tiles(cpu):
+    card = replace(cpu, device=torch.device("cuda"), dtype=torch.bfloat16, memory=64 << 30, limit=64 << 30)
+    assert plan_tiles(card, tiny_model(2), (4000, 6000, 3), None, 8) == Plan(focus=2048, render=2048)
+
+
+def test_what_a_plan_takes_is_of_the_pixels_that_tiles_hold(cpu):
+    def memory(tile, shape=(4000, 6000, 3), runtime=cpu, depth=8):
+        return memory_of(Plan(focus=tile, render=tile), runtime, tiny_model(2), shape, depth)
+
+    assert memory(512, runtime=replace(cpu, dtype=torch.bfloat16)) < memory(512), "half as many bytes a value"
+    assert memory(512, depth=16) - memory(512) == 4000 * 6000 * 2 * 2 * 3
+    assert memory(512, shape=(64, 6000, 3)) > memory(64, shape=(64, 6000, 3)), "a strip is long"
+    assert memory(2048, shape=(300, 400, 3)) == memory(400, shape=(300, 400, 3))
+
+
+def test_memory_that_the_program_is_still_to_take_is_not_given_to_tiles(cpu):
+    sides = []
+    for resident in (0, 1 << 30):
+        with mock.patch("mffsr.plan.resident_memory", return_value=resident):
+            sides.append(
+                plan_tiles(replace(cpu, memory=2 << 30), tiny_model(2), (4000, 6000, 3), None, 8).focus
+            )
+    assert sides[0] < sides[1]
 
 
 def test_no_tile_chosen_from_the_memory_is_below_the_smallest(cpu):

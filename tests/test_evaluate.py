@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from concurrent.futures import Executor, Future
@@ -29,11 +30,12 @@ from mffsr.errors import BracketError, MffsrError, UsageError
 from mffsr.evaluate import OURS, Engine, evaluate_pairs, evaluate_truth, load_engine
 from mffsr.evaluate_files import Bracket, find_brackets, find_photos, find_results, load_all, require_complete
 from mffsr.evaluate_scores import Evaluation, Row, Scores, bootstrap, truth_scores
-from mffsr.evaluate_synthetic import label_scores, reduce, synthetic_bracket
+from mffsr.evaluate_synthetic import SyntheticBracket, _mask, label_scores, reduce, synthetic_bracket
 from mffsr.metrics import fusion_metrics
 from mffsr.model import FAPN, FN, FapnConfig, SrnConfig
 from mffsr.paper_tables import COLUMNS, TABLE_I, TABLE_II, TABLE_III, TABLE_IV, paper_rows
 from mffsr.photo import Photo
+from mffsr.training.synth import kernel
 
 Pixels = NDArray[np.uint8]
 METRICS = {"Q_MI", "Q_NICE", "Q_G", "Q_P", "Q_S", "Q_Y"}
@@ -565,6 +567,63 @@ def test_synthetic_brackets_are_what_their_truth_says(scale: int, matte: bool) -
     assert perfect == {"label_accuracy": 1.0, "boundary_accuracy": 1.0}
     wrong = label_scores(made, (1 - made.truth).astype(np.uint16))
     assert wrong == {"label_accuracy": 0.0, "boundary_accuracy": 0.0}
+
+
+def test_synthetic_photos_are_what_a_camera_of_jpegs_keeps() -> None:
+    made = synthetic_bracket(scene(4, 64, 80), 1, np.random.default_rng(7), matte=False)
+    file = io.BytesIO()
+    Image.fromarray(made.clean).save(file, "JPEG", quality=90, subsampling="4:2:0")
+    assert np.abs(made.all_in_focus.astype(int) - np.asarray(Image.open(file))).mean() < 0.5
+    assert np.abs(made.all_in_focus.astype(int) - made.clean).mean() > 2
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_synthetic_blur_is_measured_in_pixels_of_the_frames(
+    scale: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[float] = []
+
+    def spy(radius: float, *, disc: bool, size: int) -> NDArray[np.float32]:
+        drawn.append(radius)
+        return kernel(radius, disc=disc, size=size)
+
+    monkeypatch.setattr("mffsr.evaluate_synthetic.kernel", spy)
+    for seed in range(8):
+        synthetic_bracket(scene(4, 12 * scale, 15 * scale), scale, np.random.default_rng(seed), matte=False)
+    radii = np.reshape(drawn, (8, 2, 2))  # of each frame's nearer and farther layer
+    assert ((radii == 0).sum(1) == 1).all(), "each layer is sharp in one of the frames"
+    assert ((radii == 0).sum(2) == 1).all(), "each frame has one of them sharp"
+    assert 0 < (radii[:, 0, 0] == 0).sum() < 8, "not always the same one"
+    assert scale <= radii[radii > 0].min()
+    assert 4 * scale < radii.max() <= 6 * scale
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_both_depths_of_a_synthetic_bracket_are_large_and_their_border_is_narrow(scale: int) -> None:
+    for seed in range(40):
+        layer = _mask(40 * scale, 60 * scale, scale, np.random.default_rng(seed))
+        assert 0.08 < layer.mean() < 0.92
+        first = (layer > 0.5).astype(np.uint8)
+        border = cv2.dilate(first, np.ones((3, 3))) != cv2.erode(first, np.ones((3, 3)))
+        assert ((layer > 0.1) & (layer < 0.9)).sum() < 1.1 * border.sum()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "everywhere", "boundary"),
+    [
+        (slice(0, 10), 0.75, 1.0),
+        (slice(17, 20), 0.925, 0.5),
+        (slice(20, 23), 0.925, 0.5),
+        (slice(16, 17), 0.975, 1.0),
+    ],
+)
+def test_labels_near_a_boundary_are_counted_apart(wrong: slice, everywhere: float, boundary: float) -> None:
+    frames = [scene(4, 30, 40), scene(5, 30, 40)]
+    truth = (np.arange(40) >= 20)[None].repeat(30, 0).astype(np.uint16)
+    labels = truth.copy()
+    labels[:, wrong] = 1 - labels[:, wrong]
+    scores = label_scores(SyntheticBracket(frames, frames[0], frames[0], frames[0], truth), labels)
+    assert scores == pytest.approx({"label_accuracy": everywhere, "boundary_accuracy": boundary})
 
 
 def test_synthetic_brackets_come_from_the_seed() -> None:

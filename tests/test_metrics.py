@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mffsr.metrics import fusion_metrics, psnr, q_g, q_mi, q_nice, q_p, q_s, q_y, ssim
+from mffsr.metrics._common import norm255
 
 Image = NDArray[Any]
 
@@ -258,6 +259,17 @@ def test_black_images_have_no_edges() -> None:
     assert q_g(black, black, texture((20, 20), 0), variant="xydeas") == 0
 
 
+def test_a_flat_source_has_no_weight_beside_one_with_contrast() -> None:
+    near, flat = bracket()[0], np.full((40, 52), 128, np.uint8)
+    for sources in ((flat, near), (near, flat)):
+        assert q_s(*sources, near) == pytest.approx(1, abs=1e-12)
+
+
+def test_levels_are_stretched_and_halves_rounded_up() -> None:
+    assert norm255(np.array([[0, 0.49, 0.5, 1.5, 254.4, 255]])).tolist() == [[0, 0, 1, 2, 254, 255]]
+    assert norm255(np.array([[7.0, 8.0]])).tolist() == [[0, 255]]
+
+
 def test_q_s_gives_a_black_window_no_weight_beside_a_flat_one() -> None:
     black, grey = np.zeros((16, 16), np.uint8), np.full((16, 16), 60, np.uint8)
     assert q_s(black, grey, grey) == pytest.approx(1, abs=1e-12)
@@ -364,7 +376,7 @@ def test_fusion_metrics_says_what_does_not_fit() -> None:
         fusion_metrics([np.zeros((20, 30, 4), np.uint8), image], image)
     with pytest.raises(ValueError, match="the fused image is float64; expected uint8 or uint16"):
         fusion_metrics([image, image], image.astype(np.float64))
-    with pytest.raises(ValueError, match="10×30; at least 11×11"):
+    with pytest.raises(ValueError, match="fusion_metrics: the images are 10×30; at least 11×11"):
         fusion_metrics([image[:10, :, 0]] * 2, image[:10, :, 0])
     with pytest.raises(ValueError, match="source 2 is a list"):
         fusion_metrics([image, [1]], image)  # type: ignore[list-item]
@@ -381,6 +393,13 @@ def test_psnr_known_values() -> None:
     assert psnr(black.astype(np.uint16), np.full(black.shape, 257, np.uint16)) == pytest.approx(
         20 * math.log10(255)
     )
+
+
+def test_one_step_of_16_bits_in_one_pixel_is_a_difference() -> None:
+    black = np.zeros((100, 100), np.uint16)
+    other = black.copy()
+    other[50, 50] = 1
+    assert psnr(black, other) == pytest.approx(20 * math.log10(65535 * 100))
 
 
 def test_luma_is_matlabs() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mffsr.training.muon import RMS, Muon, build_optimizers, orthogonalise
+from mffsr.training.muon import RMS, Muon, build_optimizers, orthogonalise, set_rate
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (3, 16, 144), (32, 576)])
@@ -33,6 +33,36 @@ def test_a_step_has_the_size_of_adams_and_goes_downhill(layer):
     moved = weight.detach() - before
     assert moved.square().mean().sqrt() == pytest.approx(RMS * 1e-2, rel=0.3)
     assert (moved * before).sum() < 0
+
+
+def test_steps_follow_the_running_mean_and_look_ahead():
+    torch.manual_seed(2)
+    weight, gradients = nn.Parameter(torch.zeros(8, 4, 3, 3)), torch.randn(3, 8, 4, 3, 3)
+    optimizer, mean = Muon([weight], lr=0.1, momentum=0.8), torch.zeros(8, 36)
+    for gradient in gradients:
+        before, weight.grad = weight.detach().clone(), gradient
+        optimizer.step()
+        mean = 0.8 * mean + 0.2 * gradient.flatten(1)
+        expected = orthogonalise(0.8 * mean + 0.2 * gradient.flatten(1)) * (0.1 * RMS * 6)
+        torch.testing.assert_close((before - weight.detach()).flatten(1), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [1.0, torch.tensor(1.0)], ids=["float", "tensor"])
+def test_the_rate_that_is_set_is_that_of_the_next_step(rate):
+    weight = nn.Parameter(torch.ones(8, 8, 1, 1))
+    optimizer = Muon([weight], lr=rate)
+    lengths = []
+    for _ in range(2):
+        before = weight.detach().clone()
+        weight.grad = torch.eye(8)[:, :, None, None]
+        set_rate(optimizer, 0.5)
+        optimizer.step()
+        lengths.append(float((weight.detach() - before).norm()))
+        optimizer.state.clear()
+        set_rate(optimizer, 0.25)
+        optimizer.step()
+        lengths.append(float((weight.detach() - before).norm()) - lengths[-1])
+    assert lengths == pytest.approx([lengths[0], lengths[0] / 2] * 2, rel=1e-3)
 
 
 def test_memory_formats_do_not_matter():

@@ -23,13 +23,13 @@ from mffsr import frames as frames_module
 from mffsr.engine import fuse_bracket
 from mffsr.errors import BracketError, PhotoError, UsageError
 from mffsr.events import Events
-from mffsr.frames import FrameStore, row_blocks
+from mffsr.frames import FrameStore, disk_needed, row_blocks
 from mffsr.photo import Photo, is_result, read_photo, write_photo
 from mffsr.photo._ifd import parse_exif
 from mffsr.photo.align import Registration
 from mffsr.plan import Plan, memory_of, plan_tiles
 from mffsr.render import enlarge_plane
-from mffsr.stack import covered, near_first, read_stack, register, resample
+from mffsr.stack import covered, field_of_view, near_first, read_stack, register, resample
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "100"}
 
@@ -95,6 +95,29 @@ def test_a_stored_frame_is_the_array(tmp_path, monkeypatch, in_memory):
         assert list(tmp_path.iterdir()) == [], "the file has no name"
 
 
+def test_frames_stay_in_memory_as_long_as_all_of_them_may(monkeypatch, tmp_path):
+    pixels = textured(20, 30)
+    monkeypatch.setattr(frames_module, "IN_MEMORY", 3 * pixels.nbytes)
+    for count, kept in ((3, True), (4, False)):
+        with FrameStore(count, folders=[tmp_path]) as store:
+            store.put(0, pixels)
+            assert isinstance(store[0], np.ndarray) == kept
+        assert (disk_needed(count, 20 * 30, 3, alpha=False) == 0) == kept
+    assert disk_needed(4, 20 * 30, 3, alpha=True) == 4 * pixels.nbytes, "alpha alone is small enough"
+    monkeypatch.setattr(frames_module, "IN_MEMORY", pixels.nbytes)
+    assert disk_needed(4, 20 * 30, 3, alpha=True) == 4 * 4 * 20 * 30
+
+
+def test_a_disk_that_fills_up_is_told(monkeypatch, on_disk):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(frames_module, "_write", full)
+    words = r"kept on disk: No space left on device\n.*TMPDIR"
+    with FrameStore(2) as store, pytest.raises(PhotoError, match=words):
+        store.put(0, textured(64, 80))
+
+
 def test_row_blocks_cover_a_frame():
     blocks = list(row_blocks((5000, 6000, 3), 2))
     assert blocks[0].start == 0
@@ -152,6 +175,81 @@ def test_a_frame_that_was_not_moved_covers_even_what_opencv_cannot_warp():
     assert covered(still, size, (7, 0, 30, 2)).shape == (2, 30)
     assert not covered(moved_by_one, (50, 2), (0, 0, 50, 2)).all()
     assert not covered(still, (50, 2), (10, 0, 50, 2)).all()
+
+
+def read(*photos):
+    """Return the stack of photos, its frames and alpha planes as arrays, and the warnings."""
+    told = []
+    with FrameStore(len(photos)) as frames, FrameStore(len(photos)) as alphas:
+        stack = read_stack(list(photos), frames, alphas, Events(warning=told.append))
+        every = [[store.whole(i) for i in range(len(store))] for store in (frames, alphas)]
+        return stack, *every, told
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"icc": b"another"}, "photo 2: another colour profile than photo 1"),
+        ({"alpha": np.zeros((20, 30), np.uint8)}, "some photos have transparency, others have none"),
+    ],
+)
+def test_photos_that_are_no_bracket_are_refused_in_any_order(other, words):
+    one, two = photo(textured(20, 30)), photo(textured(20, 30), **other)
+    for pair in ((one, two), (two, one)):
+        with pytest.raises(BracketError, match=words):
+            read(*pair)
+    read(two, two)
+
+
+def test_photos_of_two_kinds_become_one_kind():
+    gray, deep = textured(20, 30)[:, :, :1] // 2, textured(20, 30, 1).astype(np.uint16)
+    gray[0, 0] = 255
+    alpha = np.full((20, 30), 100, np.uint8)
+    stack, frames, alphas, told = read(photo(gray, alpha=alpha), photo(deep, alpha=alpha.astype(np.uint16)))
+    assert stack.raised == 0, "white of 8 bits is white"
+    np.testing.assert_array_equal(frames[0], gray.astype(np.uint16).repeat(3, 2) * 257)
+    np.testing.assert_array_equal(frames[1], deep)
+    assert [int(plane.max()) for plane in alphas] == [100 * 257, 100]
+    assert [text.partition(" photos mixed")[0] for text in told] == ["8-bit and 16-bit", "gray and colour"]
+    dark = [photo(gray // 20), photo((gray // 20).astype(np.uint16) * 257)]
+    stack, frames, _, _ = read(*dark)
+    assert stack.raised == 4
+    np.testing.assert_array_equal(frames[0], frames[1])
+    assert len(set(stack.digests)) == 1, "the same picture in two depths"
+    assert stack.lowered(np.array([0, 7, 8, 23, 24], np.uint16)).tolist() == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(1, 0), (-1, 0), (0, 1), (0, -1)])
+def test_a_photo_keeps_its_size_where_no_more_than_three_pixels_are_missing(dx, dy):
+    def view(pixels, **options):
+        matrix = np.array([[1, 0, dx * pixels], [0, 1, dy * pixels], [0, 0, 1]], float)
+        return field_of_view([Registration(), Registration(index=1, matrix=matrix)], (100, 80), **options)
+
+    assert view(3) == (0, 0, 100, 80)
+    assert view(4) == (4 * (dx < 0), 4 * (dy < 0), 100 - 4 * abs(dx), 80 - 4 * abs(dy))
+    assert view(4, crop=False) == (0, 0, 100, 80)
+
+
+def test_a_registered_frame_has_its_own_alpha_and_is_no_result():
+    given = photo(textured(20, 40), alpha=np.full((20, 40), 100, np.uint8), xmp=b"<x/>", dpi=(300, 300))
+    moved = np.array([[1, 0, 0.5], [0, 1, 0], [0, 0, 1]])
+    lie = [Registration(), Registration(index=1, matrix=moved, gain=(1.5, 1.5, 1.5))]
+    got = {}
+    with FrameStore(2) as frames, FrameStore(2) as alphas:
+        stack = read_stack([given, given], frames, alphas, Events())
+        resample(stack, lie, Events(), crop=False, save=got.__setitem__)
+    assert got[1].pixels.mean() > 1.1 * got[0].pixels.mean()
+    for frame in got.values():
+        assert (frame.alpha == 100).all(), "alpha is no light"
+        assert frame.xmp is None
+        assert frame.dpi == (300, 300)
+
+
+def test_every_pixel_has_the_alpha_of_its_own_frame():
+    planes = [np.full((20, 30, 1), value, np.uint16) for value in (0, 40_000, 65_535)]
+    labels = (np.arange(30) // 10)[None].repeat(20, 0).astype(np.uint16)
+    np.testing.assert_array_equal(enlarge_plane(planes, labels, 1)[7, ::10], [0, 40_000, 65_535])
+    np.testing.assert_array_equal(enlarge_plane(planes, labels, 2)[7, 5::20], [0, 40_000, 65_535])
 
 
 def test_alpha_has_no_rings_at_its_edges():
@@ -365,6 +463,7 @@ def test_near_and_far():
     assert near_first(bracket_of(1.0, 1.0))
     assert near_first(bracket_of(1.03, 1.0))
     assert not near_first(bracket_of(0.97, 1.0))
+    assert near_first(bracket_of(0.999, 1.0)), "as much as registration may err"
 
 
 @pytest.mark.parametrize("swap", [False, True])

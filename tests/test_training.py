@@ -191,6 +191,21 @@ def test_the_average_forgets_its_beginning() -> None:
     assert not average.finite()
 
 
+@pytest.mark.parametrize(("decay", "share"), [(0.5, 0.5), (0.999, 0.001)])
+def test_the_average_moves_by_what_its_decay_leaves(decay: float, share: float) -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    average = Average(layer, decay)
+    torch.nn.init.ones_(layer.weight)
+    average.set_step(10**6)
+    average.update()
+    assert float(average.tensors["weight"]) == pytest.approx(share, rel=1e-3)
+    assert average.finite()
+    torch.nn.init.constant_(layer.weight, 1e9)
+    average.update()
+    assert not average.finite(), "more than float16 holds"
+
+
 def test_a_run_learns_and_leaves_table_curve_weights_and_state(
     photos: Photos, cpu: Runtime, tmp_path: Path
 ) -> None:

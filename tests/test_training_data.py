@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import data_folder, textured
 from PIL import Image
 from torch import Tensor
@@ -19,6 +20,10 @@ from mffsr.errors import TrainingError, UsageError
 from mffsr.training import degrade
 from mffsr.training.batches import (
     MARGIN,
+    _blurs,
+    _compress,
+    _layers,
+    _zoom,
     focus_batch,
     fusion_batch,
     reduce,
@@ -106,6 +111,11 @@ def test_jpeg_takes_a_quality_for_each_image_and_whole_blocks_only() -> None:
         degrade.jpeg(image[:, :, :50], torch.tensor([90.0, 90.0]))
 
 
+def test_what_is_no_pixel_is_clipped_before_it_is_rounded() -> None:
+    given = torch.tensor([-0.2, 0.0, 0.49 / 255, 0.5 / 255, 254.6 / 255, 1.0, 1.3])
+    assert (degrade.to_8_bit(given) * 255).round().tolist() == [0, 0, 0, 1, 255, 255, 255]
+
+
 def test_convolution_is_opencvs_inside_the_margin() -> None:
     image, blur = photo(), kernel(3.3, disc=True, size=15)
     ours = degrade.convolve(image, torch.from_numpy(blur)[None])[0].permute(1, 2, 0).numpy()
@@ -131,6 +141,37 @@ def test_every_degradation_gives_8_bit_photos_of_the_size(kind: degrade.Degradat
     assert low.min() >= 0
     assert low.max() <= 1
     assert (low * 255 - (low * 255).round()).abs().max() < 1e-3
+
+
+def test_compressing_shades_no_border_of_a_photo_of_any_size() -> None:
+    flat = torch.full((4, 3, 20, 37), 0.8)
+    packed = _compress(flat, 1, 75, [np.random.default_rng(seed) for seed in range(4)])
+    assert (packed - flat).abs().max() < 1.01 / 255
+
+
+def test_a_photo_is_blurred_averaged_noisy_and_compressed_in_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    qualities: list[float] = []
+
+    def packed(image: Tensor, quality: Tensor) -> Tensor:
+        qualities.extend(quality.tolist())
+        return image
+
+    monkeypatch.setattr(degrade, "jpeg", packed)
+    rngs = [[np.random.default_rng(seed) for seed in range(200)] for _ in range(2)]
+    flat = reduce(torch.full((200, 3, 32, 32), 0.5), 2, "photo", rngs[0])
+    noisy = flat.std((1, 2, 3)) > 0
+    assert 0.05 < noisy.float().mean() < 0.25
+    assert flat.std((1, 2, 3)).max() < 0.011
+    assert 0.05 < len(qualities) / 200 < 0.25
+    assert 80 <= min(qualities) < max(qualities) <= 100
+    stripes = (torch.arange(32) // 2 % 2).float().expand(3, 32, 32)[None]
+    low = reduce(stripes.expand(200, -1, -1, -1), 2, "photo", rngs[1])
+    ways = [degrade.to_8_bit(way(stripes, 2)) for way in (degrade.reduce_antialiased, degrade.reduce_area)]
+    clean, averaged = ((low - way).abs().amax((1, 2, 3)) < 1e-4 for way in ways)
+    assert 0.4 < clean.float().mean() < 0.75
+    assert 0.03 < averaged.float().mean() < 0.25
+    blurred = low.std((1, 2, 3)) < 0.95 * min(way.std() for way in ways)
+    assert 0.05 < blurred.float().mean() < 0.25
 
 
 # -- synthetic brackets ------------------------------------------------------------------------------------
@@ -374,6 +415,47 @@ def test_focus_batches_hold_what_they_say(photos: Photos, masks: Tensor) -> None
     assert right < 0.8 * wrong  # misregistration and noise are in both
 
 
+def plain() -> Photos:
+    """A photo with nothing in it, of a level that has room on both sides."""
+    return Photos(
+        [torch.full((3, 150, 150), 128, dtype=torch.uint8)], [np.ones((4, 4), np.float32)], ["plain"]
+    )
+
+
+def test_focus_batches_have_the_faults_of_real_brackets(
+    masks: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offsets, qualities = [], []
+
+    def moved(image: Tensor, by: Tensor) -> Tensor:
+        offsets.append(by)
+        return image
+
+    def packed(image: Tensor, quality: Tensor) -> Tensor:
+        qualities.append(quality)
+        return image
+
+    monkeypatch.setattr(degrade, "shift", moved)
+    monkeypatch.setattr(degrade, "jpeg", packed)
+    batch = focus_batch(plain(), masks, 16, 0, 0, range(100))
+    assert not batch.weight.any(), "no focus shows in what is plain"
+    way = torch.cat(offsets)
+    assert 0.3 < way.any(1).float().mean() < 0.5
+    assert 0.6 < way.abs().max() <= 0.7
+    quality = torch.cat(qualities)
+    assert 0.4 < len(quality) / 200 < 0.6
+    assert 75 <= quality.min() < 80 < 95 < quality.max() <= 100
+    for image in (batch.image1, batch.image2):
+        level = image.mean((2, 3)) * 255 / 128
+        changed = (level - 1).abs().amax(1) > 0.004
+        assert 0.35 < changed.float().mean() < 0.65
+        assert 0.03 < level.log().abs().max() < 0.095
+        assert (level[changed].amax(1) - level[changed].amin(1)).min() > 0, "white balance"
+        noise = image.std((2, 3)).mean(1)
+        assert 0.35 < (noise > 1e-4).float().mean() < 0.65
+        assert 0.015 < noise.max() < 0.021
+
+
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_low_and_high_resolution_fit_together(photos: Photos, masks: Tensor, scale: int) -> None:
     pair = sr_batch(photos, masks, 16, scale, "clean", 0, 0, range(8))
@@ -382,6 +464,9 @@ def test_low_and_high_resolution_fit_together(photos: Photos, masks: Tensor, sca
     again = degrade.reduce_antialiased(pair.high, scale)
     assert (again - pair.low)[:, :, 2:-2, 2:-2].abs().max() < 1.01 / 255
     made = fusion_batch(photos, masks, 16, scale, "clean", 0, 0, range(4))
+    assert made.sharp.shape == made.high1.shape
+    apart = [(high - made.sharp).abs() for high in (made.high1, made.high2)]
+    assert torch.minimum(*apart).mean() < 0.5 * min(x.mean() for x in apart), "most is sharp in one of them"
     for low, high in ((made.low1, made.high1), (made.low2, made.high2)):
         reduced = degrade.reduce_antialiased(high, scale)
         assert (reduced - low)[:, :, 2:-2, 2:-2].abs().max() < 1.01 / 255
@@ -418,15 +503,60 @@ def test_a_share_of_the_patches_is_soft_with_its_truth(photos: Photos, masks: Te
     assert torch.allclose(truth(0.5)[kept], truth(0)[kept], atol=1e-5)
 
 
+def test_the_last_samples_of_a_step_are_frames_of_brackets(photos: Photos, masks: Tensor) -> None:
+    def truth(samples: range, defocused: float) -> Tensor:
+        return sr_batch(
+            photos, masks, 16, 2, "clean", 0, 0, samples, total=8, defocused=defocused, soft=0
+        ).high
+
+    sharp, half = truth(range(8), 0), truth(range(8), 0.5)
+    assert torch.equal(half[:4], sharp[:4])
+    assert half[4:].diff(dim=-1).abs().mean() < 0.8 * sharp[4:].diff(dim=-1).abs().mean()
+    torch.testing.assert_close(truth(range(6, 8), 0.5), half[6:])
+
+
+def test_layers_are_shares_of_every_pixel(masks: Tensor) -> None:
+    layers = _layers(masks, 64, [np.random.default_rng(seed) for seed in range(50)])
+    assert layers.shape == (50, 3, 64, 64)
+    assert layers.min() >= -1e-6
+    torch.testing.assert_close(layers.sum(1), torch.ones(50, 64, 64))
+    middle = layers[:, 1].amax((1, 2)) > 0.5
+    assert 0.15 < middle.float().mean() < 0.5
+    assert 0.2 < layers[:, 0].mean() < 0.8
+
+
+def test_cuts_of_masks_are_scaled_as_torch_does_it(masks: Tensor) -> None:
+    cuts = torch.tensor([[0, 3, 5, 50], [7, 0, 1, 127], [11, 28, 28, 100], [2, 64, 60, 64]])
+    for (mask, top, left, side), found in zip(cuts.tolist(), _zoom(masks, cuts, 64), strict=True):
+        cut = masks[mask, top : top + side, left : left + side][None, None].float() / 255
+        torch.testing.assert_close(found, F.interpolate(cut, (64, 64), mode="bilinear")[0, 0])
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_each_frame_has_one_end_of_the_scene_in_focus_and_blurs_the_other(scale: int) -> None:
+    blurs, radii = _blurs([np.random.default_rng(seed) for seed in range(80)], scale, CPU)
+    assert blurs.shape[:3] == radii.shape == (2, 3, 80)
+    ends = radii[:, [0, 2]]
+    assert ((ends == 0).sum(0) == 1).all(), "each end is sharp in one frame"
+    assert ((ends == 0).sum(1) == 1).all(), "each frame has one end sharp"
+    assert 0.3 < (radii[0, 0] == 0).float().mean() < 0.7
+    assert 0.8 * scale <= ends[ends > 0].min()
+    assert ends.max() <= min(7 * scale, MARGIN - 2), "no blur reaches over the margin"
+    assert (radii[:, 1] <= radii.amax(1)).all()
+
+
 def test_validation_brackets_are_always_the_same(photos: Photos, masks: Tensor) -> None:
     one, two = (validation_brackets(photos, masks, 48, 2, 1) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert one.sharp.shape[-1] == 2 * one.image1.shape[-1]
     assert (one.image1 - one.image2).abs().mean() > 0.005
+    reduced = degrade.reduce_antialiased(one.sharp, 2)
+    first, second = ((image - reduced).abs() for image in (one.image1, one.image2))
+    right, wrong = torch.where(one.truth > 0, first, second), torch.where(one.truth > 0, second, first)
+    assert right.mean() < 0.6 * wrong.mean()
 
 
 def test_the_preview_is_a_sheet_of_rows(photos: Photos, tmp_path: Path) -> None:
     sheet = np.asarray(Image.open(write_preview(photos, tmp_path / "p.png", 3, 0, patch=48)))
     assert sheet.shape == (3 * 52 - 4, 4 * 52 - 4, 3)
-    assert MARGIN > 0
     assert sheet.std() > 20

@@ -25,7 +25,7 @@ class ToneCurve(NamedTuple):
         return self.light[:: (len(VALUES) - 1) // int(np.iinfo(dtype).max)].astype(np.float32)
 
     def value(self, light: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the pixel values, 0…1, of linear light."""
+        """Return the pixel values, 0…1, of linear light; of more than 1 white."""
         return np.interp(light, self.light, VALUES)
 
 
