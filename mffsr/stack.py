@@ -76,7 +76,9 @@ class Stack:
         """Return pixels of a frame as bright as they were read."""
         if not self.raised:
             return pixels
-        return ((pixels.astype(np.uint32) + (1 << self.raised >> 1)) >> self.raised).astype(pixels.dtype)
+        top = 0xFFFF >> self.raised << self.raised
+        kept = np.minimum(pixels, top).astype(np.uint32)
+        return ((kept + (1 << self.raised >> 1)) >> self.raised).astype(pixels.dtype)
 
 
 def _as_photo(source: Source, warn: Callable[[str], None]) -> Photo:

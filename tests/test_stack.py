@@ -309,6 +309,7 @@ def test_a_camera_of_fewer_bits_is_as_good_as_one_of_sixteen(bits, scale, cpu):
     np.testing.assert_array_equal(fused.labels, full.labels)
     lowered = np.rint(full.photo.pixels / (1 << (16 - bits)))
     np.testing.assert_allclose(fused.photo.pixels, lowered, atol=1)
+    assert fused.photo.pixels.max() < 1 << bits, "no level that the camera does not have"
     assert all(p.pixels.max() < 1 << bits for p in got.values())
     if scale == 1:
         reference = fused.registrations[0].reference
