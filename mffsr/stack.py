@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mffsr import __version__
 from mffsr.errors import BracketError, UsageError
 from mffsr.events import Events
-from mffsr.frames import Frame, FrameStore
+from mffsr.frames import BrightFrame, Frame, FrameStore, row_blocks
 from mffsr.photo import Photo, Pixels, fill_transparent, output_metadata, read_photo, with_depth
 from mffsr.photo.align import (
     MODELS,
@@ -31,7 +31,7 @@ from mffsr.photo.align import (
     register_bracket,
     warp,
 )
-from mffsr.photo.tone import tone_curve
+from mffsr.photo.tone import ToneCurve, tone_curve
 
 __all__ = [
     "Source",
@@ -46,6 +46,7 @@ __all__ = [
 
 Source = str | os.PathLike[str] | Photo | NDArray[np.uint8] | NDArray[np.uint16]
 
+DIM = 2  # bits of the range that only lone pixels use, from which all others are taken for too dark to judge
 KEPT_BORDER = 3.0  # pixels at the border that registration may leave to be replicated instead of cut off
 BREATHING = 0.002  # differences of scale below this do not tell which end of the bracket is near
 
@@ -61,6 +62,7 @@ class Stack:
     size: tuple[int, int]  # width and height as read
     order: list[int]  # the frames that take part, in the direction of work
     raised: int = 0  # bits by which the frames are brighter than read: cameras of 12 bits use no more of 16
+    dim: int = 0  # bits by which all but lone pixels, such as defects of the sensor, could be brighter still
     dropped: dict[int, str] = field(default_factory=dict)  # frames left out, and why
 
     def name(self, index: int) -> str:
@@ -71,6 +73,16 @@ class Stack:
     def in_order(self) -> list[Frame]:
         """The frames that take part, in the direction of work."""
         return [self.frames[index] for index in self.order]
+
+    @property
+    def to_judge(self) -> list[Frame]:
+        """Return the same as they are compared: a lone bright pixel leaves the others no darker."""
+        return [BrightFrame(frame, self.dim) for frame in self.in_order] if self.dim else self.in_order
+
+    @property
+    def curve(self) -> ToneCurve:
+        """Return the tone curve of the frames, in which gains are measured and applied."""
+        return tone_curve(self.heads[0].icc).brighter(self.dim)
 
     def lowered(self, pixels: Pixels) -> Pixels:
         """Return pixels of a frame as bright as they were read."""
@@ -108,7 +120,7 @@ def read_stack(sources: Sequence[Source], frames: FrameStore, alphas: FrameStore
         raise UsageError(f"{len(sources)} photo given, expected at least 2: a bracket of one scene")
     heads: list[Photo] = []
     digests: list[bytes] = []
-    size, brightest = (0, 0), 0
+    size, brightest, bright = (0, 0), 0, 0
     for index in range(len(sources)):
         source = sources[index]
         photo = _as_photo(source, events.warning)
@@ -127,15 +139,25 @@ def read_stack(sources: Sequence[Source], frames: FrameStore, alphas: FrameStore
             replace(photo, pixels=np.zeros((1, 1, photo.pixels.shape[2]), photo.pixels.dtype), alpha=None)
         )
         digests.append(_digest(pixels, photo.alpha))
-        brightest = max(brightest, int(pixels.max()) * (257 if photo.bit_depth == 8 else 1))
+        unit = 257 if photo.bit_depth == 8 else 1
+        brightest = max(brightest, int(pixels.max()) * unit)
+        bright = max(bright, _brightest_but_alone(pixels) * unit)
         events.progress("read", index + 1, len(sources))
     stack = Stack(
         frames=frames, alphas=alphas, heads=heads, digests=digests, size=size, order=list(range(len(sources)))
     )
     _harmonise(stack, brightest, events)
+    if stack.frames[0].dtype == np.uint16 and bright:
+        more = 16 - bright.bit_length() - stack.raised
+        stack.dim = more if more >= DIM else 0
     if stack.digests[0] > stack.digests[-1]:
         stack.order.reverse()
     return stack
+
+
+def _brightest_but_alone(pixels: Pixels) -> int:
+    """Return the largest value that a pixel H×W×C shares with others around it."""
+    return max(int(cv2.medianBlur(pixels[rows], 3).max()) for rows in row_blocks(pixels.shape, 2))
 
 
 def _name(photo: Photo, index: int) -> str:
@@ -223,7 +245,7 @@ def register(
         lambda place: stack.frames.whole(order[place]),
         len(order),
         model=model,
-        curve=tone_curve(stack.heads[0].icc),
+        curve=stack.curve,
         names=[stack.name(index) for index in order],
         on_bad=drop if on_bad_frame == "drop" else None,
         progress=lambda done, total: events.progress("align", done, total),
@@ -264,7 +286,7 @@ def resample(
     `save` is called with every registered frame and its index.
     """
     view = field_of_view(registrations, stack.size, crop=crop)
-    curve = tone_curve(stack.heads[0].icc)
+    curve = stack.curve
     for registration in registrations:
         index = registration.index
         frame = stack.frames.whole(index)

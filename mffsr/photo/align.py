@@ -379,7 +379,7 @@ def _expose(
     levels = curve.table(frame.dtype)
     top, channels = np.iinfo(dtype).max, frame.shape[2]
     gains = np.array([*gain, *[1.0] * channels][:channels], np.float32)
-    tables = np.rint(curve.value(np.minimum(levels[:, None] * gains, 1.0)) * top).astype(dtype)
+    tables = np.rint(curve.value(levels[:, None] * gains) * top).astype(dtype)
     if frame.dtype == np.uint8:
         return cv2.LUT(frame, tables[:, None]).reshape(frame.shape)
     out = np.empty(frame.shape, dtype)
