@@ -53,7 +53,7 @@ class StoredFrame:
 
 
 class BrightFrame:
-    """A 16-bit frame H×W×C that shows what is dark: brighter by some bits, and white above."""
+    """A frame H×W×C that shows what is dark: brighter by some bits, and white above."""
 
     def __init__(self, frame: Frame, bits: int) -> None:
         self.shape: tuple[int, ...] = frame.shape
@@ -61,7 +61,8 @@ class BrightFrame:
         self._frame, self._bits = frame, bits
 
     def __getitem__(self, part: tuple[slice, slice]) -> Pixels:
-        return np.minimum(self._frame[part], 0xFFFF >> self._bits) * self.dtype.type(1 << self._bits)
+        white = np.iinfo(self.dtype).max >> self._bits
+        return np.minimum(self._frame[part], white) * self.dtype.type(1 << self._bits)
 
 
 Frame = Pixels | StoredFrame | BrightFrame  # H×W×C, uint8 or uint16

@@ -46,7 +46,7 @@ __all__ = [
 
 Source = str | os.PathLike[str] | Photo | NDArray[np.uint8] | NDArray[np.uint16]
 
-DIM = 2  # bits of the range that only lone pixels use, from which all others are taken for too dark to judge
+DIM = 2  # bits: frames that could be brighter by so many are too dark to be judged as they are
 KEPT_BORDER = 3.0  # pixels at the border that registration may leave to be replicated instead of cut off
 BREATHING = 0.002  # differences of scale below this do not tell which end of the bracket is near
 
@@ -76,12 +76,12 @@ class Stack:
 
     @property
     def to_judge(self) -> list[Frame]:
-        """Return the same as they are compared: a lone bright pixel leaves the others no darker."""
+        """Return the same as they are compared: none too dark to see what is in focus."""
         return [BrightFrame(frame, self.dim) for frame in self.in_order] if self.dim else self.in_order
 
     @property
     def curve(self) -> ToneCurve:
-        """Return the tone curve of the frames, in which gains are measured and applied."""
+        """Return the tone curve of the frames, by which they are registered and exposed."""
         return tone_curve(self.heads[0].icc).brighter(self.dim)
 
     def lowered(self, pixels: Pixels) -> Pixels:
@@ -147,7 +147,7 @@ def read_stack(sources: Sequence[Source], frames: FrameStore, alphas: FrameStore
         frames=frames, alphas=alphas, heads=heads, digests=digests, size=size, order=list(range(len(sources)))
     )
     _harmonise(stack, brightest, events)
-    if stack.frames[0].dtype == np.uint16 and bright:
+    if bright:
         more = 16 - bright.bit_length() - stack.raised
         stack.dim = more if more >= DIM else 0
     if stack.digests[0] > stack.digests[-1]:

@@ -319,6 +319,19 @@ def test_a_camera_of_fewer_bits_is_as_good_as_one_of_sixteen(bits, scale, cpu):
     assert max(frame.max() for frame in inspected.values()) < 1 << bits
 
 
+def test_a_dark_bracket_of_8_bits_is_judged_as_a_bright_one(cpu):
+    near, far, _, _ = bracket(140, 180)
+    dark = [p // 8 for p in (near, moved(far, 4, -2))]
+    model = tiny_model(1)
+    got, expected = (
+        fuse_bracket([photo(p) for p in pair], model, cpu) for pair in (dark, [p * 8 for p in dark])
+    )
+    for one, other in zip(got.registrations, expected.registrations, strict=True):
+        np.testing.assert_array_equal(one.matrix, other.matrix)
+    assert (got.labels == expected.labels).mean() > 0.99
+    assert got.photo.pixels.max() <= 31
+
+
 def test_a_defect_of_the_sensor_leaves_no_frame_too_dark_to_judge(cpu):
     near, far, _, _ = bracket(140, 180)
     near, far = (cv2.cvtColor(p, cv2.COLOR_RGB2GRAY).astype(np.uint16)[:, :, None] for p in (near, far))
