@@ -254,7 +254,7 @@ def _decide(
         "focus",
         lambda p: decide_focus(
             model,
-            stack.in_order,
+            stack.to_judge,
             runtime,
             tile=p.focus,
             tie=tie,

@@ -215,7 +215,7 @@ def measure(sources: Sequence[Path], fused: Path) -> FusionMetrics:
         raise UsageError(f"{len(sources)} source given, expected at least 2: --sources A B --fused F")
     *originals, result = load_all([*sources, fused])
     try:
-        return fusion_metrics([_squeezed(image) for image in originals], _squeezed(result))
+        return fusion_metrics(originals, result)
     except ValueError as error:
         raise MffsrError(f"{fused}: {error}") from None
 
@@ -224,7 +224,7 @@ def fusion_scores(originals: Sequence[Pixels], fused: Pixels) -> dict[str, float
     """Return the fusion metrics, each the mean over the channels. Raises ValueError as `fusion_metrics`."""
     if originals[0].shape[2] != fused.shape[2]:
         originals, fused = [colour(image) for image in originals], colour(fused)
-    return fusion_metrics([_squeezed(image) for image in originals], _squeezed(fused))["mean"]
+    return fusion_metrics(originals, fused)["mean"]
 
 
 def truth_scores(truth: Pixels, image: Pixels, border: int) -> dict[str, float]:
@@ -234,7 +234,3 @@ def truth_scores(truth: Pixels, image: Pixels, border: int) -> dict[str, float]:
         "psnr_y": psnr(truth, image, luma=True, border=border),
         "ssim_y": ssim(truth, image, luma=True, border=border),
     }
-
-
-def _squeezed(image: Pixels) -> Pixels:
-    return image[:, :, 0] if image.shape[2] == 1 else image

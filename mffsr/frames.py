@@ -14,14 +14,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from mffsr.errors import PhotoError
 from mffsr.photo import Pixels
 
-__all__ = ["Frame", "FrameStore", "disk_needed", "row_blocks"]
+__all__ = ["BrightFrame", "Frame", "FrameStore", "disk_needed", "row_blocks"]
 
 IN_MEMORY = 64 << 20  # bytes that all frames of a bracket may take together before they go to a file
 BLOCK = 8 << 20  # bytes handled at once where a whole frame is walked through
@@ -52,7 +52,20 @@ class StoredFrame:
         return columns if columns.shape == out.shape else np.ascontiguousarray(columns)
 
 
-Frame = Pixels | StoredFrame  # H×W×C, uint8 or uint16
+class BrightFrame:
+    """A frame H×W×C that shows what is dark: brighter by some bits, and white above."""
+
+    def __init__(self, frame: Frame, bits: int) -> None:
+        self.shape: tuple[int, ...] = frame.shape
+        self.dtype: np.dtype[Any] = frame.dtype
+        self._frame, self._bits = frame, bits
+
+    def __getitem__(self, part: tuple[slice, slice]) -> Pixels:
+        white = np.iinfo(self.dtype).max >> self._bits
+        return np.minimum(self._frame[part], white) * self.dtype.type(1 << self._bits)
+
+
+Frame = Pixels | StoredFrame | BrightFrame  # H×W×C, uint8 or uint16
 
 
 class FrameStore:

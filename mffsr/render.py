@@ -156,8 +156,10 @@ def _border(part: Tile, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
 def _to_pixels(image: torch.Tensor, dtype: type[np.uint8 | np.uint16], channels: int, raised: int) -> Pixels:
     """Round an image (1, 3, h, w), lowered by `raised` bits, to integers; one channel is the mean of three.
 
-    On the image's device, from which fewer bytes then have to come.
+    On the image's device, from which fewer bytes then have to come. What was raised from 12 bits ends at
+    4095: 65535 would become 4096.
     """
+    top = (0xFFFF >> raised << raised) / 0xFFFF
     with torch.inference_mode():
         if channels == 1:
             image = image.mean(1, keepdim=True)
@@ -166,7 +168,7 @@ def _to_pixels(image: torch.Tensor, dtype: type[np.uint8 | np.uint16], channels:
                 "the picture is not finite: damaged weights, or a precision too low for them\n"
                 "try --precision fp32"
             )
-        rounded = image[0].permute(1, 2, 0).clamp(0, 1).mul_(np.iinfo(dtype).max / (1 << raised)).round_()
+        rounded = image[0].permute(1, 2, 0).clamp(0, top).mul_(np.iinfo(dtype).max / (1 << raised)).round_()
         if dtype == np.uint8:
             return np.asarray(rounded.to(torch.uint8).cpu().numpy())
         low = rounded.to(torch.int32).to(torch.int16)  # the lower 16 bits; few devices know unsigned ones

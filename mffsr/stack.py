@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mffsr import __version__
 from mffsr.errors import BracketError, UsageError
 from mffsr.events import Events
-from mffsr.frames import Frame, FrameStore
+from mffsr.frames import BrightFrame, Frame, FrameStore, row_blocks
 from mffsr.photo import (
     XMP_NAMESPACE,
     Photo,
@@ -41,7 +41,7 @@ from mffsr.photo.align import (
     warp,
 )
 from mffsr.photo.brackets import named_as_result
-from mffsr.photo.tone import tone_curve
+from mffsr.photo.tone import ToneCurve, tone_curve
 
 __all__ = [
     "Source",
@@ -56,6 +56,7 @@ __all__ = [
 
 Source = str | os.PathLike[str] | Photo | NDArray[np.uint8] | NDArray[np.uint16]
 
+DIM = 2  # bits: frames that could be brighter by so many are too dark to be judged as they are
 KEPT_BORDER = 3.0  # pixels at the border that registration may leave to be replicated instead of cut off
 UNFITTING = 1.0  # pixels by which a registered frame may miss the others unmentioned; real ones are below 0.8
 BREATHING = 0.002  # differences of scale below this do not tell which end of the bracket is near
@@ -72,6 +73,7 @@ class Stack:
     size: tuple[int, int]  # width and height as read
     order: list[int]  # the frames that take part, in the direction of work
     raised: int = 0  # bits by which the frames are brighter than read: cameras of 12 bits use no more of 16
+    dim: int = 0  # bits by which all but lone pixels, such as defects of the sensor, could be brighter still
     dropped: dict[int, str] = field(default_factory=dict)  # frames left out, and why
 
     def name(self, index: int) -> str:
@@ -83,11 +85,23 @@ class Stack:
         """The frames that take part, in the direction of work."""
         return [self.frames[index] for index in self.order]
 
+    @property
+    def to_judge(self) -> list[Frame]:
+        """Return the same as they are compared: none too dark to see what is in focus."""
+        return [BrightFrame(frame, self.dim) for frame in self.in_order] if self.dim else self.in_order
+
+    @property
+    def curve(self) -> ToneCurve:
+        """Return the tone curve of the frames, by which they are registered and exposed."""
+        return tone_curve(self.heads[0].icc).brighter(self.dim)
+
     def lowered(self, pixels: Pixels) -> Pixels:
         """Return pixels of a frame as bright as they were read."""
         if not self.raised:
             return pixels
-        return ((pixels.astype(np.uint32) + (1 << self.raised >> 1)) >> self.raised).astype(pixels.dtype)
+        top = 0xFFFF >> self.raised << self.raised
+        kept = np.minimum(pixels, top).astype(np.uint32)
+        return ((kept + (1 << self.raised >> 1)) >> self.raised).astype(pixels.dtype)
 
 
 def _as_photo(source: Source, warn: Callable[[str], None]) -> Photo:
@@ -117,7 +131,7 @@ def read_stack(sources: Sequence[Source], frames: FrameStore, alphas: FrameStore
         raise UsageError(f"{len(sources)} photo given, expected at least 2: a bracket of one scene")
     heads: list[Photo] = []
     digests: list[bytes] = []
-    size, brightest = (0, 0), 0
+    size, brightest, bright = (0, 0), 0, 0
     for index in range(len(sources)):
         source = sources[index]
         photo = _as_photo(source, events.warning)
@@ -136,16 +150,26 @@ def read_stack(sources: Sequence[Source], frames: FrameStore, alphas: FrameStore
             replace(photo, pixels=np.zeros((1, 1, photo.pixels.shape[2]), photo.pixels.dtype), alpha=None)
         )
         digests.append(_digest(pixels, photo.alpha))
-        brightest = max(brightest, int(pixels.max()) * (257 if photo.bit_depth == 8 else 1))
+        unit = 257 if photo.bit_depth == 8 else 1
+        brightest = max(brightest, int(pixels.max()) * unit)
+        bright = max(bright, _brightest_but_alone(pixels) * unit)
         events.progress("read", index + 1, len(sources))
     stack = Stack(
         frames=frames, alphas=alphas, heads=heads, digests=digests, size=size, order=list(range(len(sources)))
     )
     _tell_of_results(heads, events)
     _harmonise(stack, brightest, events)
+    if bright:
+        more = 16 - bright.bit_length() - stack.raised
+        stack.dim = more if more >= DIM else 0
     if stack.digests[0] > stack.digests[-1]:
         stack.order.reverse()
     return stack
+
+
+def _brightest_but_alone(pixels: Pixels) -> int:
+    """Return the largest value that a pixel H×W×C shares with others around it."""
+    return max(int(cv2.medianBlur(pixels[rows], 3).max()) for rows in row_blocks(pixels.shape, 2))
 
 
 def _name(photo: Photo, index: int) -> str:
@@ -244,7 +268,7 @@ def register(
         lambda place: stack.frames.whole(order[place]),
         len(order),
         model=model,
-        curve=tone_curve(stack.heads[0].icc),
+        curve=stack.curve,
         names=[stack.name(index) for index in order],
         on_bad=drop if on_bad_frame == "drop" else None,
         progress=lambda done, total: events.progress("align", done, total),
@@ -290,7 +314,7 @@ def resample(
     `save` is called with every registered frame and its index.
     """
     view = field_of_view(registrations, stack.size, crop=crop)
-    curve = tone_curve(stack.heads[0].icc)
+    curve = stack.curve
     for registration in registrations:
         index = registration.index
         frame = stack.frames.whole(index)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import mffsr
@@ -80,3 +82,10 @@ def test_only_the_command_line_prints():
 def test_no_module_hides_a_name_of_the_package():
     """Importing a submodule puts it into the package under its own name."""
     assert not {path.stem for path in PACKAGE.iterdir()} & set(mffsr.__all__)
+
+
+def test_what_is_imported_at_its_first_use_is_listed_before():
+    """Notebooks complete names by dir()."""
+    code = "import sys, mffsr; print(*dir(mffsr)); assert 'mffsr.engine' not in sys.modules"
+    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert set(mffsr.__all__) <= set(listed.split())

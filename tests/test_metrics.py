@@ -366,6 +366,14 @@ def test_fusion_metrics_of_three_sources_is_the_mean_over_pairs() -> None:
         assert value == pytest.approx(np.mean([pair[key] for pair in pairs]), abs=1e-12)
 
 
+def test_gray_pixels_of_photos_are_taken_as_they_are() -> None:
+    a, b, fused = (texture((20, 30), seed) for seed in range(3))
+    deep = [image[:, :, None] for image in (a, b, fused)]
+    assert fusion_metrics(deep[:2], deep[2]) == fusion_metrics([a, b], fused)
+    for metric in (psnr, ssim):
+        assert metric(deep[0], deep[2]) == metric(a, fused)
+
+
 def test_fusion_metrics_says_what_does_not_fit() -> None:
     image = np.zeros((20, 30, 3), np.uint8)
     with pytest.raises(ValueError, match=r"got 1 source\(s\); at least 2"):

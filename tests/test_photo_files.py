@@ -193,6 +193,13 @@ def test_photo_checks_its_arrays() -> None:
         Photo(pixels=np.zeros((4, 4, 3), np.uint8), alpha=np.zeros((4, 4), np.uint16))
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.tif"])
+def test_an_array_is_no_photo_to_write(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"ndarray given, expected a Photo"):
+        write_photo(full_photo().pixels, tmp_path / name)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
 def test_bad_metadata_costs_the_metadata_not_the_photo(tmp_path: Path) -> None:
     for suffix in FORMATS:
         told: list[str] = []

@@ -407,6 +407,7 @@ def test_a_camera_of_fewer_bits_is_as_good_as_one_of_sixteen(bits, scale, cpu):
     np.testing.assert_array_equal(fused.labels, full.labels)
     lowered = np.rint(full.photo.pixels / (1 << (16 - bits)))
     np.testing.assert_allclose(fused.photo.pixels, lowered, atol=1)
+    assert fused.photo.pixels.max() < 1 << bits, "no level that the camera does not have"
     assert all(p.pixels.max() < 1 << bits for p in got.values())
     if scale == 1:
         reference = fused.registrations[0].reference
@@ -414,6 +415,38 @@ def test_a_camera_of_fewer_bits_is_as_good_as_one_of_sixteen(bits, scale, cpu):
     inspected = {}
     fuse_bracket([photo(p) for p in dim], model, cpu, inspect=lambda frames, _: inspected.update(frames))
     assert max(frame.max() for frame in inspected.values()) < 1 << bits
+
+
+def test_a_dark_bracket_of_8_bits_is_judged_as_a_bright_one(cpu):
+    near, far, _, _ = bracket(140, 180)
+    dark = [p // 8 for p in (near, moved(far, 4, -2))]
+    model = tiny_model(1)
+    got, expected = (
+        fuse_bracket([photo(p) for p in pair], model, cpu) for pair in (dark, [p * 8 for p in dark])
+    )
+    for one, other in zip(got.registrations, expected.registrations, strict=True):
+        np.testing.assert_array_equal(one.matrix, other.matrix)
+    assert (got.labels == expected.labels).mean() > 0.99
+    assert got.photo.pixels.max() <= 31
+
+
+def test_a_defect_of_the_sensor_leaves_no_frame_too_dark_to_judge(cpu):
+    near, far, _, _ = bracket(140, 180)
+    near, far = (cv2.cvtColor(p, cv2.COLOR_RGB2GRAY).astype(np.uint16)[:, :, None] for p in (near, far))
+    dim = [near * 4 + 100, moved(far * 3 + 100, 4, -2).reshape(far.shape)]
+    spoilt = [p.copy() for p in dim]
+    for frame in spoilt:
+        frame[20, 30] = 65535
+    model = tiny_model(1)
+    whole = fuse_bracket([photo(p) for p in dim], model, cpu, crop=False)
+    fused = fuse_bracket([photo(p) for p in spoilt], model, cpu, crop=False)
+    for one, other in zip(whole.registrations, fused.registrations, strict=True):
+        np.testing.assert_allclose(one.matrix, other.matrix, atol=0.02)
+        np.testing.assert_allclose(one.gain, other.gain, rtol=0.03)
+    assert (whole.labels == fused.labels).mean() > 0.98
+    apart = np.abs(whole.photo.pixels.astype(float) - fused.photo.pixels)
+    assert np.median(apart) < 3, "of some 600"
+    assert fused.photo.pixels.max() > 40000, "it is judged as if it were white, but kept"
 
 
 def test_a_frame_that_stays_where_it_was_is_not_stored_again(on_disk):

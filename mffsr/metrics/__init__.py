@@ -52,8 +52,8 @@ def fusion_metrics(sources: Sequence[AnyImage], fused: AnyImage) -> FusionMetric
     """All fusion metrics of a fused image, per channel and their mean over the channels.
 
     Args:
-        sources: two or more arrays (H, W) or (H, W, 3) RGB, at least 11×11, uint8 or uint16 (counted as
-            v/257). The order of the first two matters to Q_G alone, and there hardly (see `q_g`).
+        sources: two or more arrays (H, W), (H, W, 1) or (H, W, 3) RGB, at least 11×11, uint8 or uint16
+            (counted as v/257). The order of the first two matters to Q_G alone, and there hardly (see `q_g`).
         fused: the fused image, the same size.
 
     Returns:
@@ -62,7 +62,7 @@ def fusion_metrics(sources: Sequence[AnyImage], fused: AnyImage) -> FusionMetric
         lower than a two-source value would be, and to be compared only at the same number of sources.
 
     Raises:
-        ValueError: fewer than two sources, sizes that differ, neither (H, W) nor (H, W, 3), smaller than
+        ValueError: fewer than two sources, sizes that differ, neither gray nor RGB, smaller than
             11×11, or another dtype.
     """
     if len(sources) < 2:
@@ -90,7 +90,7 @@ def _checked(image: AnyImage, name: str) -> FloatImage:
     if isinstance(image, np.ndarray):
         if image.dtype not in (np.uint8, np.uint16):
             raise ValueError(f"fusion_metrics: {name} is {image.dtype}; expected uint8 or uint16")
-        if image.ndim != 2 and image.shape[2:] != (3,):
+        if image.ndim != 2 and image.shape[2:] not in ((1,), (3,)):
             raise ValueError(
                 f"fusion_metrics: {name} is {size_of(image)}; expected height×width or height×width×3"
             )

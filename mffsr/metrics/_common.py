@@ -33,11 +33,15 @@ def size_of(image: AnyImage) -> str:
 def to_float(image: AnyImage, name: str) -> FloatImage:
     """The pixels as float64 in 0…255: uint8 as they are, uint16 divided by 257, floats checked.
 
+    (H, W, 1), as gray `Photo.pixels` are, becomes (H, W).
+
     Raises:
         ValueError: another dtype, or a float that is not finite or lies outside 0…255.
     """
     if not isinstance(image, np.ndarray):
         raise ValueError(f"{name} is a {type(image).__name__}; expected a NumPy array")
+    if image.shape[2:] == (1,):
+        image = image[:, :, 0]
     if image.dtype == np.uint8:
         return image.astype(np.float64)
     if image.dtype == np.uint16:

@@ -127,6 +127,7 @@ def make_proxy(frame: Image, curve: ToneCurve = SRGB) -> Proxy:
         small = small.reshape(*small.shape[:2], channels)
     linear = curve.table(frame.dtype)[small]
     usable = ((linear > BLACK) & (linear < CLIPPED)).astype(np.float32)
+    linear = np.minimum(linear, 1)
     shrink = min(1.0, LIGHT_SIDE / max(height, width))
     size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
     shape = (size[1], size[0], channels)

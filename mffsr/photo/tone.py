@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,17 +17,25 @@ SAME = 2e-4  # of linear light: profiles of sRGB differ by so much
 
 
 class ToneCurve(NamedTuple):
-    """`light`: the linear light, 0…1, of each value of 16 bits, rising."""
+    """`light`: the linear light of each value of 16 bits, rising from 0; 1 is white."""
 
     light: NDArray[np.float64]
 
     def table(self, dtype: np.dtype[np.unsignedinteger[Any]]) -> NDArray[np.float32]:
-        """Return the linear light, 0…1, of each value of uint8 or uint16."""
+        """Return the linear light of each value of uint8 or uint16."""
         return self.light[:: (len(VALUES) - 1) // int(np.iinfo(dtype).max)].astype(np.float32)
 
     def value(self, light: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the pixel values, 0…1, of linear light; of more than 1 white."""
+        """Return the pixel values, 0…1, of linear light; white beyond the end of the curve."""
         return np.interp(light, self.light, VALUES)
+
+    def brighter(self, bits: int) -> ToneCurve:
+        """Return the curve of values that mean what is brighter by `bits`; above white it goes on rising."""
+        if not bits:
+            return self
+        values = VALUES * (1 << bits)
+        power = -math.log2(np.interp(0.5, VALUES, self.light))
+        return ToneCurve(np.where(values <= 1, np.interp(values, VALUES, self.light), values**power))
 
 
 def _srgb() -> NDArray[np.float64]:

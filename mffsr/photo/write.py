@@ -99,10 +99,14 @@ def write_photo(
     `quality` (1..100) is that of JPEG and WebP. An existing file is refused unless `overwrite`; a
     symbolic link is followed and the file it names replaced (that it is no input, the caller checks).
     `warn` is called with one line for every part of the metadata that the format cannot hold.
-    Raises `PhotoError`, `UsageError` for an unknown extension or ValueError for another quality; then the
-    target is as it was.
+    Raises `PhotoError`, `UsageError` for an unknown extension or what is no `Photo`, or ValueError for
+    another quality; then the target is as it was.
     """
     path = Path(path)
+    if not isinstance(photo, Photo):
+        raise UsageError(
+            f"{path}: {type(photo).__name__} given, expected a Photo; of an array, Photo(pixels=array)"
+        )
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must be 1..100, not {quality}")
     check_target(path, size=photo.size, overwrite=overwrite)
