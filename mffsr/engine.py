@@ -9,6 +9,7 @@ with the model already loaded and everything found out along the way returned.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -97,7 +98,8 @@ def fuse(
     align: register the photos first. motion, exposure, on_bad_frame, crop and prefer: see `fuse_bracket`.
     depth: 8 or 16 bits per channel; by default that of the deepest photo.
 
-    Raises UsageError, PhotoError, BracketError, CheckpointError or DeviceError, all of them MffsrError.
+    Warns (`warnings`) of what a user should look at, such as a picture that is sharp in no photo. Raises
+    UsageError, PhotoError, BracketError, CheckpointError or DeviceError, all of them MffsrError.
     """
     if isinstance(photos, str | bytes) or not hasattr(photos, "__len__"):
         raise UsageError(f"{type(photos).__name__} given, expected a list of at least 2 photos")
@@ -119,6 +121,7 @@ def fuse(
         prefer=prefer,
         depth=depth,
         provenance=provenance(parts),
+        events=Events(warning=lambda text: warnings.warn(text, stacklevel=2)),
     )
     return fusion.photo
 
