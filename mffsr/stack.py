@@ -59,6 +59,7 @@ Source = str | os.PathLike[str] | Photo | NDArray[np.uint8] | NDArray[np.uint16]
 DIM = 2  # bits: frames that could be brighter by so many are too dark to be judged as they are
 KEPT_BORDER = 3.0  # pixels at the border that registration may leave to be replicated instead of cut off
 UNFITTING = 1.0  # pixels by which a registered frame may miss the others unmentioned; real ones are below 0.8
+UNEVEN = 0.5  # EV by which the exposures of a bracket may differ unmentioned
 BREATHING = 0.002  # differences of scale below this do not tell which end of the bracket is near
 
 
@@ -249,8 +250,8 @@ def register(
     """Register the frames to one of them; the result is in the order given, without those left out.
 
     `model` is the motion between frames: similarity, affine or homography. Without `exposure` all gains
-    are 1. A frame that hardly fits is warned of. One that does not belong raises BracketError that names it,
-    or (`on_bad_frame` "drop") is left out with a warning.
+    are 1. Frames that hardly fit, or differ much in exposure, are warned of. One that does not belong raises
+    BracketError that names it, or (`on_bad_frame` "drop") is left out with a warning.
     """
     if model not in MODELS:
         raise UsageError(f"model {model}: expected one of {', '.join(MODELS)}")
@@ -281,6 +282,9 @@ def register(
             events.warning(f"{name}: parts of it are still {r.residual:.1f} pixels off{advice}")
     if not exposure:
         placed = [replace(r, gain=(1.0,) * len(r.gain)) for r in placed]
+    exposures = [r.exposure for r in placed]
+    if (apart := max(exposures) - min(exposures)) > UNEVEN:
+        events.warning(f"the exposures seem {apart:.1f} EV apart, and are matched; --no-exposure keeps them")
     stack.order = [index for index in order if index not in stack.dropped]
     return sorted(placed, key=lambda registration: registration.index)
 
