@@ -153,7 +153,8 @@ def read_stack(sources: Sequence[Source], frames: FrameStore, alphas: FrameStore
         digests.append(_digest(pixels, photo.alpha))
         unit = 257 if photo.bit_depth == 8 else 1
         brightest = max(brightest, int(pixels.max()) * unit)
-        bright = max(bright, _brightest_but_alone(pixels) * unit)
+        if bright.bit_length() <= 16 - DIM:  # else no frame is too dark, whatever the others hold
+            bright = max(bright, _brightest_but_alone(pixels) * unit)
         events.progress("read", index + 1, len(sources))
     stack = Stack(
         frames=frames, alphas=alphas, heads=heads, digests=digests, size=size, order=list(range(len(sources)))
