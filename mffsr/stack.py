@@ -41,7 +41,7 @@ from mffsr.photo.align import (
     warp,
 )
 from mffsr.photo.brackets import named_as_result
-from mffsr.photo.tone import ToneCurve, tone_curve
+from mffsr.photo.tone import LINEAR, ToneCurve, tone_curve
 
 __all__ = [
     "Source",
@@ -93,8 +93,13 @@ class Stack:
 
     @property
     def curve(self) -> ToneCurve:
-        """Return the tone curve of the frames, by which they are registered and exposed."""
-        return tone_curve(self.heads[0].icc).brighter(self.dim)
+        """Return the tone curve of the frames, by which they are registered and exposed.
+
+        Gray of 16 bits without a profile is what scientific cameras write, counts of light; anything else
+        without one is sRGB.
+        """
+        counts = all(h.bit_depth == 16 and h.pixels.shape[2] == 1 and h.icc is None for h in self.heads)
+        return (LINEAR if counts else tone_curve(self.heads[0].icc)).brighter(self.dim)
 
     def lowered(self, pixels: Pixels) -> Pixels:
         """Return pixels of a frame as bright as they were read."""

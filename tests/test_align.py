@@ -275,6 +275,19 @@ def test_exposure_is_matched_in_the_light_of_the_profile(channels: int) -> None:
     assert (brighter == 30_000).all()
 
 
+@pytest.mark.parametrize("gain", [1.0, 0.7])
+def test_spots_on_black_are_not_brighter_for_being_sharp(gain: float) -> None:
+    """As of fluorescence: what blur spreads lies where the sharp frame is black."""
+    spots = np.zeros((480, 640, 1), np.float32)
+    for x, y, radius in np.random.default_rng(0).integers((8, 8, 1), (632, 472, 5), (120, 3)).tolist():
+        cv2.circle(spots, (x, y), radius, 0.8, -1, cv2.LINE_AA)
+    blurred = cv2.GaussianBlur(spots, (0, 0), 5).reshape(spots.shape)
+    left = np.arange(640)[:, None] < 320
+    frames = np.where(left, spots, blurred), np.where(left, blurred, spots) * np.float32(gain)
+    reference, frame = (np.rint(from_linear(light) * 65535).astype(np.uint16) for light in frames)
+    assert match_exposure(frame, reference) == pytest.approx((1 / gain,), rel=0.03)
+
+
 def test_clipped_pixels_do_not_count_as_exposure() -> None:
     reference = shoot(LIGHT * 1.4)
     frame = shoot(LIGHT * 1.4, gain=1.5)

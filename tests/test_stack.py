@@ -14,6 +14,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 from conftest import bracket, textured, tiny_model, undecided
@@ -27,6 +28,7 @@ from mffsr.frames import FrameStore, disk_needed, row_blocks
 from mffsr.photo import Photo, is_result, read_photo, write_photo
 from mffsr.photo._ifd import parse_exif
 from mffsr.photo.align import Registration
+from mffsr.photo.tone import LINEAR
 from mffsr.plan import Plan, memory_of, plan_tiles
 from mffsr.render import enlarge_plane
 from mffsr.stack import covered, field_of_view, near_first, read_stack, register, resample
@@ -562,6 +564,23 @@ def test_the_command_line_of_real_brackets(fuse, tmp_path):
     assert again.returncode == 1
     assert "001-a.tif" in again.stderr
     assert not (tmp_path / "new.tif").exists()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "profile", "linear"),
+    [
+        (np.uint16, 1, False, True),
+        (np.uint16, 1, True, False),
+        (np.uint16, 3, False, False),
+        (np.uint8, 1, False, False),
+    ],
+)
+def test_gray_of_16_bits_without_a_profile_counts_light(dtype, channels, profile, linear):
+    icc = bytes(imagecodecs.cms_profile("gray", whitepoint=[0.3127, 0.329, 1], gamma=2.2))
+    pixels = np.full((20, 20, channels), np.iinfo(dtype).max, dtype)
+    with FrameStore(2) as frames, FrameStore(2) as alphas:
+        both = [photo(pixels, icc=icc if profile else None)] * 2
+        assert (read_stack(both, frames, alphas, Events()).curve is LINEAR) == linear
 
 
 @pytest.mark.parametrize(("factor", "exposure", "told"), [(0.9, True, 0), (0.6, True, 1), (0.6, False, 0)])

@@ -41,7 +41,7 @@ LOW_PASS = 1.2  # pixels of the level
 LOCAL = 6.0  # window of the local mean and deviation, pixels of the level
 NOISE_FLOOR = 1.0 / 255.0  # deviations of linear light below this are noise rather than structure
 MAX_FEATURES = 1500
-BLACK, CLIPPED = 0.0015, 0.955  # linear light outside (2 % and 98 % of sRGB's values) tells no exposure
+CLIPPED = 0.955  # linear light above (98 % of sRGB's values) tells no exposure; black does, blur reaches it
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear Rec. 709 light
 
 
@@ -74,7 +74,7 @@ class Proxy:
     size: tuple[int, int]  # width, height of the full frame
     luminance: Float  # H×W linear light in 0..1, at most PROXY_PIXELS
     light: Float  # h×w×C linear light in 0..1, the longer side at most LIGHT_SIDE
-    valid: Float  # h×w×C, the share of the pixels behind `light` that were neither black nor clipped
+    valid: Float  # h×w×C, the share of the pixels behind `light` that were not clipped
 
     @cached_property
     def levels(self) -> list[Level]:
@@ -126,7 +126,7 @@ def make_proxy(frame: Image, curve: ToneCurve = SRGB) -> Proxy:
         small = cv2.resize(frame, _size_within(width, height, PROXY_PIXELS), interpolation=cv2.INTER_AREA)
         small = small.reshape(*small.shape[:2], channels)
     linear = curve.table(frame.dtype)[small]
-    usable = ((linear > BLACK) & (linear < CLIPPED)).astype(np.float32)
+    usable = (linear < CLIPPED).astype(np.float32)
     linear = np.minimum(linear, 1)
     shrink = min(1.0, LIGHT_SIDE / max(height, width))
     size = (max(1, round(width * shrink)), max(1, round(height * shrink)))

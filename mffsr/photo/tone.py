@@ -10,7 +10,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SRGB", "ToneCurve", "tone_curve"]
+__all__ = ["LINEAR", "SRGB", "ToneCurve", "tone_curve"]
 
 VALUES = np.linspace(0.0, 1.0, 1 << 16)
 SAME = 2e-4  # of linear light: profiles of sRGB differ by so much
@@ -44,6 +44,7 @@ def _srgb() -> NDArray[np.float64]:
 
 
 SRGB = ToneCurve(_srgb())
+LINEAR = ToneCurve(VALUES)
 
 
 @cache
