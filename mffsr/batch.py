@@ -21,6 +21,7 @@ from mffsr.errors import BracketError, ExistsError, MffsrError, PhotoError, Usag
 from mffsr.photo import Photo, read_header, read_photo
 from mffsr.photo.brackets import Bracket
 from mffsr.photo.content import Content, content, unchanged
+from mffsr.text import file_of
 
 __all__ = ["Claims", "Outcome", "Reader", "Worker", "run_batch"]
 
@@ -97,7 +98,7 @@ class Claims:
     """Which bracket writes which file: no two write one, and none writes a photo of any bracket."""
 
     def __init__(self, brackets: Sequence[Bracket]) -> None:
-        self._inputs = {_real(photo) for bracket in brackets for photo in bracket.photos}
+        self._inputs = {_real(file_of(photo)) for bracket in brackets for photo in bracket.photos}
         self._claimed: dict[str, Bracket] = {}
         self._spelled: dict[str, str] = {}  # without capitals → as it was claimed first
 
@@ -298,15 +299,16 @@ class _Ahead:
         try:
             self.target = batch.worker.target(bracket)
             self.there = os.path.lexists(self.target)
-            for photo in bracket.photos:
-                self.contents[photo] = content(photo, stop=self._stop.is_set)
-            found = [self.contents[photo] for photo in bracket.photos]
+            files = [file_of(photo) for photo in bracket.photos]
+            for file in dict.fromkeys(files):
+                self.contents[file] = content(file, stop=self._stop.is_set)
+            found = [self.contents[file] for file in files]
             self.key = key_of(bracket.photos, found, batch.options)
             if batch.resume:
                 self.found = batch.records.find(self.target, self.key, stop=self._stop.is_set)
-            state, files = self.found
-            if state is State.finished and not batch.worker.complete(files[0]):
-                self.found = Found(State.begun, files)
+            state, made = self.found
+            if state is State.finished and not batch.worker.complete(made[0]):
+                self.found = Found(State.begun, made)
             if self.found.state is not State.finished:
                 self._decode()
         except Exception as fault:  # noqa: BLE001 - raised again by the caller's thread

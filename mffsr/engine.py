@@ -8,6 +8,7 @@ with the model already loaded and everything found out along the way returned.
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from mffsr.focus_map import FocusMap, Labels, Tie, decide_focus
 from mffsr.frames import Frame, FrameStore, row_blocks
 from mffsr.limits import SMALLEST_TILE
 from mffsr.model import JointModel
-from mffsr.photo import Photo, output_metadata, with_depth
+from mffsr.photo import Photo, output_metadata, planes_of, with_depth
 from mffsr.photo.align import Registration
 from mffsr.plan import LARGEST_TILE, Plan, memory_of, plan_tiles
 from mffsr.regions import fill_holes
@@ -87,8 +88,8 @@ def fuse(
 ) -> Photo:
     """Fuse two or more photos of one scene, each in focus elsewhere, and enlarge the result.
 
-    photos: paths, `Photo`s or arrays (H×W×3 or H×W×1, uint8 or uint16, RGB), all of one size. The order of
-    two photos does not matter.
+    photos: paths, `Photo`s or arrays (H×W×3 or H×W×1, uint8 or uint16, RGB), all of one size; or the path of
+    one TIFF that is a stack. The order of two photos does not matter.
     scale: 1 (fusion alone), 2, 3 or 4.
     weights: name of a bundled set, a weight file or a folder of them; see `mffsr.checkpoint.find`.
     device: auto (the fastest), cuda, cuda:N, mps or cpu. precision: auto (the fastest that is exact enough),
@@ -103,6 +104,8 @@ def fuse(
     """
     if isinstance(photos, str | bytes) or not hasattr(photos, "__len__"):
         raise UsageError(f"{type(photos).__name__} given, expected a list of at least 2 photos")
+    if len(photos) == 1 and isinstance(photos[0], str | os.PathLike):
+        photos = planes_of(photos[0])
     if len(photos) < 2:
         raise UsageError(f"{len(photos)} photo given, expected at least 2: a bracket of one scene")
     runtime = choose(device, precision, max_memory)

@@ -19,6 +19,7 @@ from mffsr.cli.batch_worker import Computing, Fuser, Options, load_fuser, map_of
 from mffsr.cli.console import Console, failure_text
 from mffsr.cli.outputs import with_preview
 from mffsr.errors import ClusterError, MffsrError
+from mffsr.text import file_of
 
 if TYPE_CHECKING:
     from mffsr.batch import Outcome
@@ -101,7 +102,7 @@ def _task(brackets: Sequence[Bracket], options: Options, computing: Computing, r
         resume=resume,
         version=__version__,
         weights=tuple(part.sha256 for part in parts),
-        photo=Path(os.path.abspath(brackets[0].photos[0])),
+        photo=Path(os.path.abspath(file_of(brackets[0].photos[0]))),
     )
 
 

@@ -48,7 +48,8 @@ def fuse(
         list[str],
         typer.Argument(
             metavar="PHOTO PHOTO...",
-            help="Two or more photos of one scene: files, a folder, globs, @list.txt, - for a list on stdin.",
+            help="Two or more photos of one scene: files, a folder, globs, @list.txt, - for a list on stdin; "
+            "or one TIFF that is a stack.",
         ),
     ],
     output: Annotated[

@@ -21,7 +21,7 @@ from mffsr.cli.console import Console
 from mffsr.cli.outputs import aligned_names, check_outputs, default_output, free_name, with_preview
 from mffsr.errors import BracketError, PhotoError, UsageError
 from mffsr.limits import SMALLEST_TILE
-from mffsr.text import natural
+from mffsr.text import natural, plane_of
 
 if TYPE_CHECKING:
     from mffsr.photo import Header, Photo
@@ -173,6 +173,7 @@ def expand(arguments: list[str], own: Sequence[Path] = ()) -> list[Path]:
 
     Given files keep their order, those of a folder or glob are sorted naturally (2 before 10). Of these,
     earlier results are left out; the command's `own` files are such if they are there from the last time.
+    One TIFF that is a stack stands for its planes.
     """
     found: list[Path] = []
     for argument in arguments:
@@ -185,7 +186,7 @@ def expand(arguments: list[str], own: Sequence[Path] = ()) -> list[Path]:
             except OSError as error:
                 why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
                 raise UsageError(f"{listed}: the list cannot be read: {why}") from None
-        elif any(c in argument for c in "*?[") and not os.path.lexists(argument):
+        elif any(c in argument for c in "*?[") and not os.path.lexists(plane_of(Path(argument))[0]):
             found += _matching(argument, _results(own))
         elif os.path.isdir(argument):
             from mffsr.photo.brackets import photos_in
@@ -193,6 +194,10 @@ def expand(arguments: list[str], own: Sequence[Path] = ()) -> list[Path]:
             found += photos_in(Path(argument), _results(own))
         else:
             found.append(Path(argument))
+    if len(found) == 1:
+        from mffsr.photo import planes_of
+
+        return planes_of(found[0])
     return found
 
 
@@ -296,10 +301,11 @@ def check_photos(paths: list[Path], max_pixels: int, framing: Framing) -> list[H
     if len(paths) < 2:
         some = "1 photo" if paths else "no photos"
         raise UsageError(f"{some} given, expected at least 2: a bracket of one scene")
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[int, int, int | None]] = set()
     for path in paths:
-        status = os.stat(path)
-        if (number := (status.st_dev, status.st_ino)) in seen:
+        file, plane = plane_of(path)
+        status = os.stat(file)
+        if (number := (status.st_dev, status.st_ino, plane)) in seen:
             raise UsageError(f"{path}: given twice")
         seen.add(number)
     first = headers[0]

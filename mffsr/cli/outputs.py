@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from mffsr.errors import UsageError
+from mffsr.text import file_of
 
 __all__ = [
     "aligned_names",
@@ -22,7 +23,7 @@ __all__ = [
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Refuse an output that is an input or another output of the command, by whatever name; UsageError."""
-    read = {mark for path in inputs for mark in _marks(path)}
+    read = {mark for path in inputs for mark in _marks(file_of(path))}
     written: set[object] = set()
     for path in outputs:
         marks = _marks(path)
@@ -53,6 +54,7 @@ def default_suffix(first: Path, depth: int) -> str:
     """Return the first photo's own extension if that format is written and holds `depth` bits, else .tif."""
     from mffsr.photo import OUTPUT_EXTENSIONS, supported_depth
 
+    first = file_of(first)
     suffix = first.suffix.lower()
     return suffix if suffix in OUTPUT_EXTENSIONS and supported_depth(first) >= depth else ".tif"
 

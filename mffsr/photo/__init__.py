@@ -3,7 +3,7 @@
 from ._alpha import fill_from_nearest, fill_transparent
 from ._atomic import atomic_output, resolve_target
 from ._decoded import Header, Pixels
-from .images import Photo, check_pixels, check_registrable, read_header, read_photo, with_depth
+from .images import Photo, check_pixels, check_registrable, planes_of, read_header, read_photo, with_depth
 from .metadata import XMP_NAMESPACE, OutputMetadata, is_result, output_metadata
 from .write import OUTPUT_EXTENSIONS, check_target, supported_depth, write_photo
 
@@ -22,6 +22,7 @@ __all__ = [
     "fill_transparent",
     "is_result",
     "output_metadata",
+    "planes_of",
     "read_header",
     "read_photo",
     "resolve_target",

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mffsr.errors import PhotoError
+from mffsr.text import file_of
 
 __all__ = [
     "Decoded",
@@ -112,10 +113,14 @@ def to_8_bit(pixels: Pixels) -> NDArray[np.uint8]:
 
 @contextlib.contextmanager
 def open_photo(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular file for reading; pipes, devices, folders and empty files are refused at once."""
+    """Open a regular file for reading; pipes, devices, folders and empty files are refused at once.
+
+    Of a plane of a stack, that is the stack's file.
+    """
     try:
-        _refuse_special(path, os.stat(path))
-        stream = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - closed below
+        file = file_of(path)
+        _refuse_special(path, os.stat(file))
+        stream = open(file, "rb", opener=_open_at_once)  # noqa: SIM115 - closed below
     except OSError as fault:
         raise PhotoError(f"{path}: cannot be read: {fault.strerror or fault}") from fault
     except ValueError as fault:  # a NUL character in the name

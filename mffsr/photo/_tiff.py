@@ -19,7 +19,7 @@ from ._decoded import Decoded, Header, Pixels, UnsupportedError, Warn
 from ._description import is_stack, noted_resolution
 from ._ifd import Exif, IfdError, TiffReader, UnknownTypeError, Value, append_to_tiff, build_exif, parse_exif
 
-__all__ = ["check_segments", "decode", "descriptive", "encode", "header", "orientation"]
+__all__ = ["check_segments", "decode", "descriptive", "encode", "header", "orientation", "planes"]
 
 _BIG = 3_800_000_000  # bytes of pixels from which classic TIFF's 32-bit offsets may not suffice
 _ICC, _XMP, _IPTC = 34675, 700, 33723
@@ -27,6 +27,8 @@ _DESCRIPTION = 270
 _KIND = 254  # NewSubfileType; bit 0: a smaller copy of another picture in the file
 _NOTES = (34118, 34680, 34682)  # of electron microscopes, by Zeiss and FEI
 _PLANES = 33629  # one number for each plane of a MetaMorph stack
+_MOST_PAGES = 10_000
+_AXES = {"C": "channels", "Z": "planes", "T": "times"}
 _RESOLUTION = (282, 283, 296)
 _STRIPS, _TILES = (273, 279), (324, 325)  # tags of offsets and byte counts
 
@@ -156,19 +158,91 @@ def _field(reader: TiffReader, tag: int) -> bytes | None:
     return None
 
 
-def decode(stream: BinaryIO, warn: Warn) -> Decoded:
-    """Decode the first page; raises for damage and for kinds that are no photographs."""
+def planes(stream: BinaryIO) -> int:
+    """How many planes the stack has that the file is; 1 where it is a picture, with others beside it or not.
+
+    Raises for stacks of more than one dimension, and of channels.
+    """
     reader = TiffReader(stream)
     _check_page(reader)
+    if not _several(reader):
+        return 1
+    _check_chain(reader)
+    stream.seek(0)
+    with tifffile.TiffFile(stream) as tiff:
+        count = _planes(tiff.series[0])
+    if count == 1 and not reader.directory(reader.first).next:
+        raise IfdError("cut short: planes that it tells of lie beyond the end of the file")
+    return count
+
+
+def _several(reader: TiffReader) -> bool:
+    """Whether there is more than one picture."""
     main = reader.directory(reader.first)
-    planes = main.entries[_PLANES].number if _PLANES in main.entries else 1
-    if main.next or planes > 1 or is_stack(_field(reader, _DESCRIPTION) or b""):
+    noted = main.entries[_PLANES].number if _PLANES in main.entries else 1
+    return main.next > 0 or noted > 1 or is_stack(_field(reader, _DESCRIPTION) or b"")
+
+
+def _check_chain(reader: TiffReader) -> None:
+    """Refuse pages that go round in circles, or are too many (`IfdError`)."""
+    place, seen = reader.first, set[int]()
+    while place:
+        if place in seen or len(seen) == _MOST_PAGES:
+            raise IfdError(f"its pages go round in circles, or are more than {_MOST_PAGES}")
+        seen.add(place)
+        place = reader.directory(place).next
+
+
+def _planes(series: tifffile.TiffPageSeries) -> int:
+    """How many pictures a series has along its one dimension."""
+    sides = dict(zip(series.axes, series.shape, strict=True))
+    sides = {axis: side for axis, side in sides.items() if axis not in "YXS" and side > 1}
+    if "C" in sides or len(sides) > 1:
+        what = " and ".join(f"{side} {_AXES.get(axis, 'pictures')}" for axis, side in sides.items())
+        raise UnsupportedError(f"is a stack of {what}; save one that has planes of focus alone")
+    return int(next(iter(sides.values()), 1))
+
+
+def _plane(tiff: tifffile.TiffFile, reader: TiffReader, plane: int) -> np.ndarray:
+    """File values of a plane of a stack; raises where it has no such one."""
+    _check_chain(reader)
+    series, first = tiff.series[0], cast("tifffile.TiffPage", tiff.pages[0])
+    count = _planes(series)
+    if (series.keyframe.shape, series.keyframe.dtype) != (first.shape, first.dtype):
+        raise UnsupportedError("is of another kind than the first picture; save the stack as a plain TIFF")
+    if plane >= count:
+        raise UnsupportedError(f"is not there: the file has {count}, counted from 0")
+    if len(series.pages) == count:
+        page = series.pages[plane]
+        if page is None:
+            raise UnsupportedError("lies in another file; save the stack as one")
+        check_segments(reader, page.offset)
+        return np.asarray(page.asarray())
+    if series.dataoffset is None:  # of large stacks ImageJ describes the first plane; the others follow it
+        raise UnsupportedError("lies where it cannot be found; save the stack as a plain TIFF")
+    kind = np.dtype(series.dtype).newbyteorder(tiff.byteorder)
+    size = series.keyframe.size * kind.itemsize
+    tiff.filehandle.seek(series.dataoffset + plane * size)
+    data = tiff.filehandle.read(size)
+    if len(data) < size:
+        raise IfdError("cut short: some of the pixels lie beyond the end of the file")
+    return np.frombuffer(data, kind).reshape(series.keyframe.shape).copy()
+
+
+def decode(stream: BinaryIO, warn: Warn, plane: int | None = None) -> Decoded:
+    """Decode the first page, or a plane of a stack, whose first page tells of all.
+
+    Raises for damage and for kinds that are no photographs.
+    """
+    reader = TiffReader(stream)
+    _check_page(reader)
+    if plane is None and _several(reader):
         warn("several pages: only the first is used")
     stream.seek(0)
     with tifffile.TiffFile(stream) as tiff:
         page = cast("tifffile.TiffPage", tiff.pages[0])
         layout = _Layout(page)
-        pixels = np.asarray(page.asarray())
+        pixels = np.asarray(page.asarray()) if plane is None else _plane(tiff, reader, plane)
         colormap = page.colormap
     if len(layout.kept) < layout.samples:
         warn("channels beside colour and transparency are left out")

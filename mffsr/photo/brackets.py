@@ -7,6 +7,8 @@ time     the photos of each folder are parted: by the camera's own focus bracket
          them, else by pauses, camera, exposure, focal length and size; then by what they show
 auto     sub-folders are brackets; the photos that lie in the folder itself are parted as by time
 none     the photos that lie in the folder itself are one bracket
+
+A TIFF that is a stack is a bracket of its own, of its planes.
 """
 
 from __future__ import annotations
@@ -29,11 +31,12 @@ from mffsr.text import natural
 
 from ._sniff import RAW_SUFFIXES
 from .capture import SUFFIXES, Capture, read_capture, similarity, thumbnail
-from .images import MAX_PIXELS, read_header
+from .images import MAX_PIXELS, planes_of, read_header
 
 __all__ = ["Bracket", "Found", "find_brackets", "named_as_result", "photos_in"]
 
 GROUPINGS = ("auto", "folder", "time", "none")
+STACKS = (".tif", ".tiff")
 LONGEST_GAP = 30.0  # s, beside the exposure: rails and flashes take 10 to 20 s a frame
 UNEVEN = 5.0  # a pause so many times the usual one of the bracket ends it
 SHORT_GAP = 3.0  # s; shorter pauses never end one: many cameras note whole seconds only
@@ -91,10 +94,11 @@ def find_brackets(
         raise UsageError(f"{folder}: not a folder; a folder of brackets was expected")
     found = Found()
     for place, files in _walk(folder, set(skip), found, deep=group != "none"):
-        photos = _prefer_raw(files, found)
         relative = place.relative_to(folder).as_posix()
+        prefix = "" if place == folder else f"{relative}/"
+        photos = _add_stacks(_prefer_raw(files, found), prefix, found)
         if group == "time" or (group == "auto" and place == folder):
-            _part(photos, "" if place == folder else f"{relative}/", found, max_pixels)
+            _part(photos, prefix, found, max_pixels)
         elif len(photos) > 1:
             name = Path(os.path.realpath(folder)).name or "bracket" if place == folder else relative
             found.add(name, photos, "one folder")
@@ -168,6 +172,21 @@ def _prefer_raw(photos: list[Path], found: Found) -> list[Path]:
     found.left_out += [(photo, "the RAW of the same name is taken instead") for photo in both]
     beside = set(both)
     return [photo for photo in photos if photo not in beside]
+
+
+def _add_stacks(photos: list[Path], prefix: str, found: Found) -> list[Path]:
+    """Add a bracket for every stack; return the other photos, among them what cannot be read."""
+    others = []
+    for photo in photos:
+        try:
+            planes = planes_of(photo) if photo.suffix.lower() in STACKS else [photo]
+        except PhotoError:
+            planes = [photo]
+        if len(planes) > 1:
+            found.add(prefix + photo.stem, planes, "planes of one file")
+        else:
+            others += planes
+    return others
 
 
 class _Shot:

@@ -19,15 +19,27 @@ import numpy as np
 
 from mffsr.errors import BracketError, PhotoError
 from mffsr.limits import MAX_MEGAPIXELS
+from mffsr.text import plane_name, plane_of
 
 from . import _blocks, _png, _pnm, _sniff
-from ._decoded import Decoded, Header, Pixels, Warn, guarded, open_photo, split_alpha, to_8_bit
+from ._decoded import (
+    Decoded,
+    Header,
+    Pixels,
+    UnsupportedError,
+    Warn,
+    guarded,
+    open_photo,
+    split_alpha,
+    to_8_bit,
+)
 
 __all__ = [
     "MAX_PIXELS",
     "Photo",
     "check_pixels",
     "check_registrable",
+    "planes_of",
     "read_header",
     "read_photo",
     "with_depth",
@@ -112,15 +124,33 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         return _header(stream, _sniff.sniff(stream, path))
 
 
+def planes_of(path: str | os.PathLike[str]) -> list[Path]:
+    """The planes of a TIFF that is a stack, each by a name that `read_photo` takes; else `path` alone.
+
+    Raises `PhotoError` for a stack of channels or of more than one dimension, and for what cannot be read.
+    """
+    path = Path(path)
+    if plane_of(path)[1] is not None:
+        return [path]
+    with open_photo(path) as stream, guarded(path):
+        if _sniff.sniff(stream, path) != "TIFF":
+            return [path]
+        from . import _tiff
+
+        count = _tiff.planes(stream)
+    return [plane_name(path, plane) for plane in range(count)] if count > 1 else [path]
+
+
 def read_photo(
     path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, warn: Warn | None = None
 ) -> Photo:
     """Read one photo: JPEG, PNG, TIFF, WebP, PNM, camera RAW, AVIF, HEIC.
 
     16-bit files stay 16-bit. Palette, CMYK, bilevel and YCbCr become RGB or gray; of several pictures
-    in a file the first is taken. `warn` is called with one line for everything that had to be left out
-    (a damaged profile, further pages). Raises `PhotoError` for whatever cannot be read completely,
-    and for more than `max_pixels` pixels before any is decoded.
+    in a file the first is taken, or of a TIFF the one that a name such as `stack.tif[3]` says, counted from
+    0. `warn` is called with one line for everything that had to be left out (a damaged profile, further
+    pages). Raises `PhotoError` for whatever cannot be read completely, and for more than `max_pixels` pixels
+    before any is decoded.
     """
     path = Path(path)
 
@@ -134,7 +164,7 @@ def read_photo(
             header = _header(stream, form)
         check_pixels(header, path, max_pixels)
         with guarded(path):
-            decoded = _decode(stream, form, tell)
+            decoded = _decode(stream, form, tell, plane_of(path)[1])
             return _finish(decoded, path, form, tell)
 
 
@@ -192,7 +222,9 @@ def _header(stream: BinaryIO, form: str) -> Header:
     return header
 
 
-def _decode(stream: BinaryIO, form: str, warn: Warn) -> Decoded:
+def _decode(stream: BinaryIO, form: str, warn: Warn, plane: int | None) -> Decoded:
+    if plane is not None and form != "TIFF":
+        raise UnsupportedError("is not there: no TIFF, so it has no planes")
     match form:
         case "PNG":
             return _png.decode(stream, warn)
@@ -201,7 +233,7 @@ def _decode(stream: BinaryIO, form: str, warn: Warn) -> Decoded:
         case "TIFF":
             from . import _tiff
 
-            return _tiff.decode(stream, warn)
+            return _tiff.decode(stream, warn, plane)
         case "RAW":
             from . import raw
 
