@@ -52,12 +52,20 @@ class _Signals:
 
     def __init__(self) -> None:
         self.last: int | None = None
-        self.replaced, sys.unraisablehook = sys.unraisablehook, self._unheard
+        self._replaced, sys.unraisablehook = sys.unraisablehook, self._unheard
+        self._handlers: dict[int, Any] = {}
         with contextlib.suppress(ValueError):  # not the main thread
             for number in terminating():
-                signal.signal(number, self._take)
+                self._handlers[number] = signal.signal(number, self._take)
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                signal.signal(signal.SIGINT, self._take)
+                self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._take)
+
+    def restore(self) -> None:
+        """Let signals do what they did before: nobody would catch an exception any more."""
+        sys.unraisablehook = self._replaced
+        for number, handler in self._handlers.items():
+            if handler is not None:  # one that is not Python's cannot be put back
+                signal.signal(number, handler)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.last = number
@@ -72,7 +80,7 @@ class _Signals:
         if self.last is not None and isinstance(raised.exc_value, KeyboardInterrupt | Terminated):
             threading.Timer(AGAIN, signal.raise_signal, (self.last,)).start()
         else:
-            self.replaced(raised)
+            self._replaced(raised)
 
 
 def _loading(name: str) -> bool:
@@ -226,7 +234,7 @@ def exit_codes(console: Console, *, debug: bool = False) -> Iterator[None]:
         console.error(failure_text(error))
         raise typer.Exit(1) from None
     finally:
-        sys.unraisablehook = signals.replaced
+        signals.restore()
 
 
 def _interrupted(console: Console, terminated: bool) -> typer.Exit:
