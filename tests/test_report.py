@@ -440,6 +440,11 @@ def test_a_fault_of_the_report_never_loses_the_photo(fuse, folder, monkeypatch, 
     assert (folder / "out.png").read_bytes() == (folder / "good.png").read_bytes()
     assert (folder / "r.html").read_text() == "old"
     assert leftovers(folder) == []
+    result = fuse("a.png", "b.png", "-o", "out.png", "--report", "r.html", "-f", "-q")
+    assert result.exit_code == 1
+    assert result.stderr == (  # --quiet hides no cause of an exit code
+        "warning: the photo is complete, but not its report r.html: not enough memory\n"
+    )
 
 
 # Many brackets
@@ -562,6 +567,7 @@ def test_a_fault_of_a_page_fails_no_bracket(batch, shoot, monkeypatch):
     assert result.exit_code == 1
     assert "3 done, 0 failed" in result.stderr
     assert result.stderr.count("the photo is complete, but not its report") == 3
+    assert "3 of the brackets' reports could not be written" in result.stderr
     assert len(list((shoot / "out").glob("*.png"))) == 3
     assert "3 done" in Page((shoot / "r.html").read_text()).words
     assert links(shoot / "r.html") == []

@@ -116,10 +116,13 @@ class Console:
         if always or not self.quiet:
             self._write(text)
 
-    def warning(self, text: str) -> None:
-        """Say something that the user should look at; it is also kept for --json."""
+    def warning(self, text: str, *, always: bool = False) -> None:
+        """Say something that the user should look at; it is also kept for --json.
+
+        `always`: even with --quiet, as what the exit code tells of needs its cause.
+        """
         self.warnings.append(text)
-        if not self.quiet:
+        if always or not self.quiet:
             self._write(f"warning: {text}")
 
     def error(self, text: str) -> None:
