@@ -99,6 +99,10 @@ def test_every_library_s_words_for_too_little_memory_are_understood(text):
     assert failure_text(RuntimeError(text)).startswith("not enough memory")
 
 
+def test_an_error_without_words_is_called_by_its_kind():
+    assert failure_text(TimeoutError()) == "TimeoutError"  # callers take the first line of it
+
+
 # ------------------------------------------------------------------ streams and signals
 
 

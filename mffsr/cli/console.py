@@ -252,7 +252,7 @@ def failure_text(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
-        return f"{name}{error.strerror or error}"
+        return f"{name}{error.strerror or str(error) or type(error).__name__}"
     text = " ".join(str(error).split())[:LONGEST]
     if is_out_of_memory(error):
         return "not enough memory\nclose other programs, or use a smaller --tile (train: --batch or --patch)"
