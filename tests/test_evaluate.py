@@ -478,6 +478,18 @@ def test_frames_are_in_natural_order_and_of_all_formats_that_are_read(tmp_path: 
     assert not faults
 
 
+@pytest.mark.parametrize("option", ["--pairs", "--truth"])
+def test_no_model_is_loaded_for_photos_that_are_not_there(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mffsr.evaluate.load_engine", None)
+    result = run(option, tmp_path)
+    assert result.exit_code == 2
+    assert (
+        result.stderr == f"error: {tmp_path}: no photos (no file there is named as one: .jpg, .png, .tif …)\n"
+    )
+
+
 def test_a_pool_that_broke_is_told_in_words() -> None:
     class Broken(Executor):
         def submit(self, *_: object, **__: object) -> Future[Any]:
