@@ -256,6 +256,17 @@ def test_the_disk_is_asked_for_as_much_as_the_picture_may_take(quick, folder, mo
     assert "about 18 KB are needed, 2 KB are free" in result.stderr
 
 
+def test_the_disk_that_a_link_leads_to_is_asked(quick, folder, monkeypatch):
+    (folder / "large").mkdir()
+    (folder / "o.png").symlink_to(folder / "large" / "o.png")
+    usage = shutil.disk_usage(folder)
+    free = {"large": 1 << 30}
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=free.get(place.name, 0)))
+    assert quick("a.jpg", "b.jpg", "-s", 1, "-o", "o.png", "--no-align", "-n").exit_code == 0
+    result = quick("a.jpg", "b.jpg", "-s", 1, "-o", "other.png", "--no-align", "-n")
+    assert "other.png: No space left" in result.stderr
+
+
 def test_sixteen_bits_stay_and_jpeg_warns(fuse, folder):
     for name in ("a", "b"):
         photo = read_photo(folder / f"{name}.jpg")
