@@ -490,6 +490,12 @@ def test_no_model_is_loaded_for_photos_that_are_not_there(
     )
 
 
+def test_a_title_of_several_lines_stays_a_comment() -> None:
+    line = Line("x", {"Q_G": 0.5})
+    sheet = Sheet(title="of a\n\\input{b}\rc", first="image", columns=["Q_G"], lines=[line])
+    assert to_latex([sheet]).startswith("% of a \\input{b} c\n\\begin{tabular}")
+
+
 def test_a_pool_that_broke_is_told_in_words() -> None:
     class Broken(Executor):
         def submit(self, *_: object, **__: object) -> Future[Any]:
