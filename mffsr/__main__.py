@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 
 __all__ = ["main"]
@@ -35,6 +36,7 @@ def main() -> None:
     except SystemExit as end:
         if end.code == 130:
             _leave(130)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # exceptions while Python ends would only be printed
         raise
 
 

@@ -326,5 +326,5 @@ class _Ahead:
                 warnings: list[str] = []
                 photo = read_photo(path, max_pixels=batch.worker.max_pixels, warn=warnings.append)
                 self._photos[path] = photo, warnings
-        except (MffsrError, MemoryError):
+        except Exception:  # noqa: BLE001 - as libraries say that memory is short, while a bracket is computed
             return

@@ -9,6 +9,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 from mffsr.errors import ClusterError
@@ -21,6 +22,7 @@ __all__ = [
     "cores",
     "first_line",
     "ignore_interrupts",
+    "interrupts_held",
     "stop",
     "threads",
 ]
@@ -66,6 +68,24 @@ def ignore_interrupts() -> None:
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while the block runs; threads and processes started there never hear of it.
+
+    A worker that a terminal interrupts while it is still being loaded would write a traceback. Windows has no
+    such thing, and does nothing.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # else it starts with the first worker, and lets SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -119,13 +139,19 @@ def _processes(workers: int, stack: ExitStack) -> Any:
     """Start worker processes that end with `stack`; return their client."""
     import dask
     import distributed
+    from distributed.utils import LoopRunner
 
     given = os.environ.get("OMP_NUM_THREADS", "")
     each = int(given) if given.isdecimal() else max(1, cores() // workers)
     scratch = tempfile.TemporaryDirectory(prefix="mffsr-", ignore_cleanup_errors=True)
     try:
         stack.enter_context(dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}))
+        runner = LoopRunner()
+        stack.callback(runner.stop)
+        with interrupts_held():
+            runner.start()  # the thread from which all workers are started
         processes = distributed.LocalCluster(
+            loop=runner.loop,
             n_workers=workers,
             threads_per_worker=each,
             host="127.0.0.1",

@@ -97,8 +97,8 @@ def choose(device: str = "auto", precision: str = "auto", max_memory: int | None
     if max_memory is not None and max_memory < 1:
         raise UsageError(f"max_memory {max_memory}: expected bytes, at least 1")
     chosen = find_device(device, precision)
+    memory = int(0.8 * available_memory(chosen))  # first: it is what tells of a card that does not answer
     dtype, why = _precision(chosen) if precision == "auto" else (PRECISIONS[precision], "as asked")
-    memory = int(0.8 * available_memory(chosen))
     limit = 1 << 62 if max_memory is None else int(max_memory)
     label = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen.type.upper()
     label = f"{label}, {torch.get_num_threads()} threads" if chosen.type == "cpu" else label

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mffsr.batch_workers import interrupts_held
 from mffsr.errors import MffsrError, UsageError
 from mffsr.evaluate_files import Pixels, colour, load_all
 from mffsr.metrics import FUSION_KEYS, FusionMetrics, fusion_metrics, psnr, ssim
@@ -125,8 +126,20 @@ class _Inline(Executor):
         return future
 
 
+class _Workers(ProcessPoolExecutor):
+    """Computes in processes that the parent ends: what a terminal sends to all at Ctrl-C is not for them."""
+
+    def __init__(self, jobs: int) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would carry torch's threads and the GPU along
+        super().__init__(jobs, mp_context=context, initializer=_start_worker)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        with interrupts_held():  # which a process that is started here inherits
+            return super().submit(fn, *args, **kwargs)
+
+
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
 
 
@@ -187,10 +200,7 @@ class Scores:
 @contextmanager
 def scores(jobs: int, total: int, progress: Progress) -> Iterator[Scores]:
     """Measure `total` times in `jobs` processes (1: in this one) while the block runs, then end them."""
-    context = multiprocessing.get_context("spawn")  # a fork would carry torch's threads and the GPU along
-    executor: Executor = (
-        _Inline() if jobs == 1 else ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
-    )
+    executor = _Inline() if jobs == 1 else _Workers(jobs)
     before = set(multiprocessing.active_children())
     try:
         yield Scores(executor, 0 if jobs == 1 else 2 * jobs, total, progress)

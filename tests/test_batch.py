@@ -515,6 +515,21 @@ def test_whatever_fails_in_one_bracket(brackets, copier, monkeypatch, step, erro
     assert not list((copier.out / FOLDER).glob("*.begun.json"))
 
 
+@pytest.mark.parametrize(
+    "error", [PhotoError("no"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_what_could_not_be_read_ahead_is_read_again(brackets, copier, monkeypatch, error):
+    main = threading.get_ident()
+
+    def fail_ahead(path, **options):
+        if threading.get_ident() != main:
+            raise error
+        return read_photo(path, **options)
+
+    monkeypatch.setattr("mffsr.batch.read_photo", fail_ahead)
+    assert [event for event, _, _ in run(brackets, copier, ahead=1 << 30)] == ["done"] * 3
+
+
 def test_one_bracket_is_decoded_ahead_within_its_allowance(brackets, copier, monkeypatch):
     main, seen = threading.get_ident(), []
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from mffsr import __version__
 from mffsr.checkpoint import weights_folder
 from mffsr.cli.app import app
-from mffsr.cli.console import Console, failure_text
+from mffsr.cli.console import Console, failure_text, terminating
 from mffsr.cli.fuse_job import Motion, expand, parse_memory, parse_tile
 from mffsr.cli.fuse_plan import _table, describe_frame
 from mffsr.cli.train import _lock
@@ -254,6 +254,17 @@ def test_the_disk_is_asked_for_as_much_as_the_picture_may_take(quick, folder, mo
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3_000))
     result = quick("a.jpg", "b.jpg", "-s", 3, "-n")
     assert "about 18 KB are needed, 2 KB are free" in result.stderr
+
+
+def test_the_disk_that_a_link_leads_to_is_asked(quick, folder, monkeypatch):
+    (folder / "large").mkdir()
+    (folder / "o.png").symlink_to(folder / "large" / "o.png")
+    usage = shutil.disk_usage(folder)
+    free = {"large": 1 << 30}
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=free.get(place.name, 0)))
+    assert quick("a.jpg", "b.jpg", "-s", 1, "-o", "o.png", "--no-align", "-n").exit_code == 0
+    result = quick("a.jpg", "b.jpg", "-s", 1, "-o", "other.png", "--no-align", "-n")
+    assert "other.png: No space left" in result.stderr
 
 
 def test_sixteen_bits_stay_and_jpeg_warns(fuse, folder):
@@ -633,6 +644,31 @@ def test_a_signal_that_falls_into_a_destructor_is_heard(name, told):
     result = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=20, check=False)
     assert f"error: {told}; nothing unfinished was left behind" in result.stderr
     assert "ignored" not in result.stderr
+
+
+LATE = """
+import atexit, signal, sys
+from mffsr.__main__ import main
+
+atexit.register(signal.raise_signal, signal.{name})
+sys.argv = ["mffsr", "batch"]
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_after_a_command_ends_the_process_without_a_word(name):
+    command = [sys.executable, "-c", LATE.format(name=name)]
+    result = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=20, check=False)
+    assert result.returncode == -getattr(signal, name)  # as a shell tells it: 130 or 143
+    assert "expected a FOLDER" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_command_leaves_signal_handlers_as_they_were():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, *terminating())]
+    assert CliRunner().invoke(app, ["batch"]).exit_code == 2
+    assert [signal.getsignal(number) for number in (signal.SIGINT, *terminating())] == before
 
 
 def test_training_writes_no_file_among_the_photographs(tmp_path):

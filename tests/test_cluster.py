@@ -230,6 +230,15 @@ def test_a_worker_leaves_the_end_of_the_terminal_to_the_client():
     assert told.stdout == "at work\n", told.stderr
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no such thing here")
+def test_a_worker_never_hears_of_ctrl_c(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with cluster(None, 1) as client:
+        (held,) = client.run(signal.pthread_sigmask, signal.SIG_BLOCK, ()).values()
+    assert signal.SIGINT in held  # from its very beginning: being loaded, it would print a traceback
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_ctrl_c_leaves_whole_files_and_nothing_else(mffsr, brackets, tmp_path, tiny_weights):
     out, whole = tmp_path / "out", tmp_path / "whole"
     command = [sys.executable, "-m", "mffsr", "batch", brackets, "-o", out, "-s", "4", "--workers", "2"]

@@ -451,6 +451,7 @@ def test_a_picture_too_large_for_the_memory_is_no_matter_of_tiles(cpu):
         ([np.zeros((0, 0, 3), np.uint8)] * 2, {}, "the array is no photo"),
         ([[[1, 2]], [[3, 4]]], {}, "list given as a photo"),
         ("ab", {}, "str given, expected a list of at least 2 photos"),
+        ({"a.jpg", "b.jpg"}, {}, "set given, expected a list"),  # which has no order
         (Photo(pixels=np.zeros((4, 4, 3), np.uint8)), {}, "Photo given, expected a list"),
         ([np.zeros((64, 64, 3), np.uint8)] * 2, {"tile": 100.0}, "tile is 100.0, expected .* at least 64"),
         ([np.zeros((64, 64, 3), np.uint8)] * 2, {"max_memory": 0}, "max_memory 0: expected bytes"),

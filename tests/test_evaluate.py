@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import signal
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -29,7 +30,7 @@ from mffsr.engine import fuse_bracket
 from mffsr.errors import BracketError, MffsrError, UsageError
 from mffsr.evaluate import OURS, Engine, evaluate_pairs, evaluate_truth, load_engine
 from mffsr.evaluate_files import Bracket, find_brackets, find_photos, find_results, load_all, require_complete
-from mffsr.evaluate_scores import Evaluation, Row, Scores, bootstrap, truth_scores
+from mffsr.evaluate_scores import Evaluation, Row, Scores, _Workers, bootstrap, truth_scores
 from mffsr.evaluate_synthetic import SyntheticBracket, _mask, label_scores, reduce, synthetic_bracket
 from mffsr.metrics import fusion_metrics
 from mffsr.model import FAPN, FN, FapnConfig, SrnConfig
@@ -477,6 +478,24 @@ def test_frames_are_in_natural_order_and_of_all_formats_that_are_read(tmp_path: 
     assert not faults
 
 
+@pytest.mark.parametrize("option", ["--pairs", "--truth"])
+def test_no_model_is_loaded_for_photos_that_are_not_there(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mffsr.evaluate.load_engine", None)
+    result = run(option, tmp_path)
+    assert result.exit_code == 2
+    assert (
+        result.stderr == f"error: {tmp_path}: no photos (no file there is named as one: .jpg, .png, .tif …)\n"
+    )
+
+
+def test_a_title_of_several_lines_stays_a_comment() -> None:
+    line = Line("x", {"Q_G": 0.5})
+    sheet = Sheet(title="of a\n\\input{b}\rc", first="image", columns=["Q_G"], lines=[line])
+    assert to_latex([sheet]).startswith("% of a \\input{b} c\n\\begin{tabular}")
+
+
 def test_a_pool_that_broke_is_told_in_words() -> None:
     class Broken(Executor):
         def submit(self, *_: object, **__: object) -> Future[Any]:
@@ -485,6 +504,14 @@ def test_a_pool_that_broke_is_told_in_words() -> None:
     measured = Scores(Broken(), 0, 1, lambda *_: None)
     with pytest.raises(MffsrError, match="a worker process died, probably for lack of memory"):
         measured.add(measured.row("m", "a"), truth_scores)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no such thing here")
+def test_processes_that_measure_never_hear_of_ctrl_c() -> None:
+    with _Workers(1) as workers:
+        held = workers.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result()
+    assert signal.SIGINT in held  # from their very beginning: being loaded, they would print a traceback
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_results_of_another_size(pairs: Path, tmp_path: Path) -> None:

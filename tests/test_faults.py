@@ -29,8 +29,8 @@ from typer.testing import CliRunner
 import mffsr
 from mffsr.cli.app import app
 from mffsr.cli.console import failure_text
-from mffsr.device import _cgroup_limits
-from mffsr.errors import PhotoError, is_out_of_memory
+from mffsr.device import _cgroup_limits, choose
+from mffsr.errors import DeviceError, PhotoError, is_out_of_memory
 from mffsr.model import JointModel
 from mffsr.photo import Photo, atomic_output, check_target, read_photo, write_photo
 
@@ -97,6 +97,10 @@ def test_an_unforeseen_error_is_a_few_lines_and_no_file(folder, tiny_weights, mo
 )
 def test_every_library_s_words_for_too_little_memory_are_understood(text):
     assert failure_text(RuntimeError(text)).startswith("not enough memory")
+
+
+def test_an_error_without_words_is_called_by_its_kind():
+    assert failure_text(TimeoutError()) == "TimeoutError"  # callers take the first line of it
 
 
 # ------------------------------------------------------------------ streams and signals
@@ -305,6 +309,18 @@ def test_cut_boxes_are_refused(suffix, tmp_path):
 def test_every_library_says_out_of_memory_in_its_own_words(error):
     assert is_out_of_memory(error)
     assert not is_out_of_memory(ValueError("out of range"))
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_a_graphics_card_that_does_not_answer_is_an_error_of_ours(monkeypatch, precision):
+    def silent(*_):
+        raise RuntimeError("CUDA error: unknown error")
+
+    monkeypatch.setattr("mffsr.device.available_devices", lambda: ["cuda:0", "cpu"])
+    for question in ("mem_get_info", "get_device_capability", "get_device_name"):
+        monkeypatch.setattr(torch.cuda, question, silent)
+    with pytest.raises(DeviceError, match="cuda:0: CUDA error"):
+        choose(precision=precision)
 
 
 def test_the_least_limit_of_all_memory_cgroups_counts(tmp_path):

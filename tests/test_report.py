@@ -31,7 +31,7 @@ from mffsr.photo.web import jpeg, web_pixels
 from mffsr.report import Entry, Making, bracket_page, index_page, is_ours, read_card, take_pictures
 from mffsr.report import pictures as pictures_module
 from mffsr.report.page import _frames
-from mffsr.report.pictures import BUDGET, DETAIL
+from mffsr.report.pictures import BUDGET, DETAIL, LONGEST
 
 COLOURS = ("#000", "#777", "#fff")
 LARGEST_PAGE = 15_000_000  # bytes
@@ -168,6 +168,19 @@ def test_large_photos_make_pages_of_bounded_size_with_details_at_full_size(fused
         assert middle == detail.frame
         soft = cv2.resize(small, (3600, 2400), interpolation=cv2.INTER_CUBIC)
         assert difference(source, soft[y : y + DETAIL[1], x : x + DETAIL[0]]) < 8
+
+
+@pytest.mark.parametrize("shape", [(2, 35_000), (35_000, 2)])  # twice that is more than JPEG holds
+def test_strips_that_no_jpeg_could_hold_are_reduced(fused, shape):
+    small = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    large = small.repeat(2, 0).repeat(2, 1)
+    labels = np.zeros(shape, np.uint16)
+    labels.ravel()[labels.size // 2 :] = 1
+    fusion = replace(fused[1], photo=Photo(pixels=large), labels=labels)
+    pictures = take_pictures(dict.fromkeys(range(2), small), fusion, 2)
+    assert max(decoded(pictures.result.data).shape) == LONGEST
+    assert pictures.zoom == LONGEST / 70_000
+    assert pictures.details
 
 
 def test_frames_in_a_file_give_the_same_pictures(fused, monkeypatch):
@@ -427,6 +440,11 @@ def test_a_fault_of_the_report_never_loses_the_photo(fuse, folder, monkeypatch, 
     assert (folder / "out.png").read_bytes() == (folder / "good.png").read_bytes()
     assert (folder / "r.html").read_text() == "old"
     assert leftovers(folder) == []
+    result = fuse("a.png", "b.png", "-o", "out.png", "--report", "r.html", "-f", "-q")
+    assert result.exit_code == 1
+    assert result.stderr == (  # --quiet hides no cause of an exit code
+        "warning: the photo is complete, but not its report r.html: not enough memory\n"
+    )
 
 
 # Many brackets
@@ -549,6 +567,7 @@ def test_a_fault_of_a_page_fails_no_bracket(batch, shoot, monkeypatch):
     assert result.exit_code == 1
     assert "3 done, 0 failed" in result.stderr
     assert result.stderr.count("the photo is complete, but not its report") == 3
+    assert "3 of the brackets' reports could not be written" in result.stderr
     assert len(list((shoot / "out").glob("*.png"))) == 3
     assert "3 done" in Page((shoot / "r.html").read_text()).words
     assert links(shoot / "r.html") == []

@@ -23,6 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mffsr.cli.app import app
+from mffsr.cli.train import _find
 from mffsr.device import Runtime
 from mffsr.errors import TrainingError, UsageError
 from mffsr.training import train, trainer
@@ -226,6 +227,19 @@ def test_a_small_photo_to_validate_on_is_not_put_down_to_the_patch(folder: Path,
     assert code == 2
     assert "120×80 pixels, training needs at least 96×96\nremove these photographs\n" in err + "\n"
     assert "--patch" not in err
+
+
+def test_what_is_validated_on_is_not_trained_on(tmp_path: Path) -> None:
+    held_out = tmp_path / "val"
+    held_out.mkdir()
+    for photo in (tmp_path / "a.png", tmp_path / "b.png", held_out / "c.png"):
+        photo.touch()
+    (held_out / "b.png").symlink_to(tmp_path / "b.png")
+    trained, scored = _find(tmp_path, held_out)
+    assert trained == [tmp_path / "a.png"]
+    assert scored == [held_out / "b.png", held_out / "c.png"]
+    with pytest.raises(UsageError, match="all of its photographs are validated on"):
+        _find(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -212,8 +212,8 @@ class RemoteConsole(Console):
         """Progress is always told."""
         return True
 
-    def warning(self, text: str) -> None:
-        """Tell of something that the user should look at."""
+    def warning(self, text: str, *, always: bool = False) -> None:
+        """Tell of something that the user should look at; with --quiet the client keeps it to itself."""
         self._teller.tell("warning", text)
 
     def progress(self, stage: str, done: int, total: int) -> None:

@@ -31,10 +31,10 @@ class BracketConsole(Console):
     def message(self, text: str, *, always: bool = False) -> None:
         """Say nothing: a line a bracket is enough."""
 
-    def warning(self, text: str) -> None:
+    def warning(self, text: str, *, always: bool = False) -> None:
         """Warn, with the bracket's name."""
         self.warnings.append(text)
-        self._batch.warning(f"{self._name}: {text}")
+        self._batch.warning(f"{self._name}: {text}", always=always)
 
     def result(self, text: str, data: Any = None) -> None:
         """Say nothing: the batch tells of results."""

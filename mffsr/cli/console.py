@@ -52,12 +52,20 @@ class _Signals:
 
     def __init__(self) -> None:
         self.last: int | None = None
-        self.replaced, sys.unraisablehook = sys.unraisablehook, self._unheard
+        self._replaced, sys.unraisablehook = sys.unraisablehook, self._unheard
+        self._handlers: dict[int, Any] = {}
         with contextlib.suppress(ValueError):  # not the main thread
             for number in terminating():
-                signal.signal(number, self._take)
+                self._handlers[number] = signal.signal(number, self._take)
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                signal.signal(signal.SIGINT, self._take)
+                self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._take)
+
+    def restore(self) -> None:
+        """Let signals do what they did before: nobody would catch an exception any more."""
+        sys.unraisablehook = self._replaced
+        for number, handler in self._handlers.items():
+            if handler is not None:  # one that is not Python's cannot be put back
+                signal.signal(number, handler)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.last = number
@@ -72,7 +80,7 @@ class _Signals:
         if self.last is not None and isinstance(raised.exc_value, KeyboardInterrupt | Terminated):
             threading.Timer(AGAIN, signal.raise_signal, (self.last,)).start()
         else:
-            self.replaced(raised)
+            self._replaced(raised)
 
 
 def _loading(name: str) -> bool:
@@ -108,10 +116,13 @@ class Console:
         if always or not self.quiet:
             self._write(text)
 
-    def warning(self, text: str) -> None:
-        """Say something that the user should look at; it is also kept for --json."""
+    def warning(self, text: str, *, always: bool = False) -> None:
+        """Say something that the user should look at; it is also kept for --json.
+
+        `always`: even with --quiet, as what the exit code tells of needs its cause.
+        """
         self.warnings.append(text)
-        if not self.quiet:
+        if always or not self.quiet:
             self._write(f"warning: {text}")
 
     def error(self, text: str) -> None:
@@ -226,7 +237,7 @@ def exit_codes(console: Console, *, debug: bool = False) -> Iterator[None]:
         console.error(failure_text(error))
         raise typer.Exit(1) from None
     finally:
-        sys.unraisablehook = signals.replaced
+        signals.restore()
 
 
 def _interrupted(console: Console, terminated: bool) -> typer.Exit:
@@ -241,7 +252,7 @@ def failure_text(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
-        return f"{name}{error.strerror or error}"
+        return f"{name}{error.strerror or str(error) or type(error).__name__}"
     text = " ".join(str(error).split())[:LONGEST]
     if is_out_of_memory(error):
         return "not enough memory\nclose other programs, or use a smaller --tile (train: --batch or --patch)"

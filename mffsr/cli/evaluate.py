@@ -182,9 +182,14 @@ def evaluate(
         elif pairs is not None and fused is not None:
             report = _results(request, fused, console)
         else:
-            options = {"device": device, "precision": precision, "align": align}
-            engine = _engine(request, options, parse_tile(tile), parse_memory(max_memory), console)
-            report = _run(request, engine, console)
+            options = {
+                "device": device,
+                "precision": precision,
+                "align": align,
+                "tile": parse_tile(tile),
+                "max_memory": parse_memory(max_memory),
+            }
+            report = _run(request, options, console)
         if csv is not None:
             _write(csv, to_csv(report.csv), force)
         if latex is not None:
@@ -268,25 +273,26 @@ def _measure(sources: Sequence[Path], fused: Path | None) -> Report:
     return channels_report(measure(sources, fused), str(fused))
 
 
-def _engine(
-    request: Request, options: dict[str, Any], tile: int | None, memory: int | None, console: Console
-) -> Engine:
+def _engine(request: Request, options: dict[str, Any], console: Console) -> Engine:
     from mffsr.evaluate import load_engine
     from mffsr.events import Events
 
     events = Events(warning=console.warning)
-    engine = load_engine(
-        request.scale or 2, request.weights, max_memory=memory, tile=tile, events=events, **options
-    )
+    engine = load_engine(request.scale or 2, request.weights, events=events, **options)
     console.message(f"device: {engine.runtime.reason}")
     return engine
 
 
-def _run(request: Request, engine: Engine, console: Console) -> Report:
-    """Evaluate our own networks."""
+def _run(request: Request, options: dict[str, Any], console: Console) -> Report:
+    """Evaluate our own networks; `options` are those of `load_engine`."""
+    from mffsr.evaluate_files import find_photos
+
+    photos = find_photos(request.truth) if request.truth is not None else []
+    brackets, faults = _brackets(request, console) if request.pairs is not None else ([], [])
+    engine = _engine(request, options, console)  # after the photos: a slip in a name is told at once
+
     from mffsr.cli.evaluate_report import pairs_report, truth_report
     from mffsr.evaluate import ablations, evaluate_pairs, evaluate_truth
-    from mffsr.evaluate_files import find_photos
 
     common: dict[str, Any] = {
         "baselines": request.baselines,
@@ -306,12 +312,10 @@ def _run(request: Request, engine: Engine, console: Console) -> Report:
         "align": engine.align,
     }
     if request.truth is not None:
-        photos = find_photos(request.truth)
         with console.live():
             found = evaluate_truth(photos, engine, seed=request.seed, **common)
         about = f"{len(photos)} synthetic brackets of {request.truth}, seed {request.seed}{how}"
         return truth_report(found, about, settings | {"seed": request.seed})
-    brackets, faults = _brackets(request, console)
     with console.live():
         found = evaluate_pairs(brackets, engine, **common)
     return pairs_report(

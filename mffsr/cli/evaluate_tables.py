@@ -140,7 +140,8 @@ def _latex(sheet: Sheet) -> str:
         )
         for key in sheet.columns
     }
-    lines = [f"% {text}" for text in (sheet.title, *sheet.notes)]
+    # A line break in a folder's name would end the comment, and the rest be LaTeX.
+    lines = [f"% {' '.join(text.splitlines())}" for text in (sheet.title, *sheet.notes)]
     lines += [rf"\begin{{tabular}}{{l{'c' * len(sheet.columns)}}}", r"\hline"]
     heads = [_escaped(sheet.first), *(_heading(key) for key in sheet.columns)]
     lines += [" & ".join(heads) + r" \\", r"\hline"]

@@ -373,7 +373,7 @@ def _check_disk(target: Path, size: tuple[int, int], channels: int, bits: int) -
     Of 16 bits, noise leaves about half at least; of 8 bits, JPEG leaves a tenth.
     """
     needed = size[0] * size[1] * channels * bits // 8 // (2 if bits == 16 else 10)
-    free = shutil.disk_usage(target.parent).free
+    free = shutil.disk_usage(Path(os.path.realpath(target)).parent).free  # links are followed
     if free < needed:
         raise PhotoError(
             f"{target}: No space left: about {_bytes(needed)} are needed, {_bytes(free)} are free\n"

@@ -20,10 +20,9 @@ __all__ = ["describe_frame", "dry_run"]
 
 def dry_run(job: Job, model: JointModel, runtime: Runtime, tile: int | None, console: Console) -> None:
     """Register the bracket, print the plan on stdout, and write nothing."""
-    from mffsr.events import Events
-    from mffsr.frames import FrameStore, disk_needed
+    from mffsr.frames import disk_needed
     from mffsr.plan import memory_of, plan_tiles, rough_seconds
-    from mffsr.stack import field_of_view, read_stack, register
+    from mffsr.stack import field_of_view
 
     registrations: list[Registration] = []
     dropped: dict[int, str] = {}
@@ -32,25 +31,8 @@ def dry_run(job: Job, model: JointModel, runtime: Runtime, tile: int | None, con
     shape = (height, width, job.channels)
     plan = plan_tiles(runtime, model, shape, tile, job.depth, console.warning)
     if job.framing.align:
-        events = Events(progress=console.progress, warning=console.warning)
-        photos = job.open(console)
-        folders = [job.output.parent]
-        framing = job.framing
-        with (
-            console.live(),
-            FrameStore(count, folders=folders) as store,
-            FrameStore(count, folders=folders, beside=store) as alphas,
-        ):
-            stack = read_stack(photos, store, alphas, events)
-            registrations = register(
-                stack,
-                events,
-                model=framing.model,
-                exposure=framing.exposure,
-                on_bad_frame=framing.on_bad_frame,
-            )
-        dropped = stack.dropped
-        shape = (*field_of_view(registrations, job.size, crop=framing.crop)[:1:-1], job.channels)
+        registrations, dropped = _registered(job, console)
+        shape = (*field_of_view(registrations, job.size, crop=job.framing.crop)[:1:-1], job.channels)
     memory = memory_of(plan, runtime, model, shape, job.depth)
     plane = width * height * job.source_depth // 8
     disk = disk_needed(count, plane, job.channels, alpha=job.has_alpha)
@@ -81,6 +63,30 @@ def dry_run(job: Job, model: JointModel, runtime: Runtime, tile: int | None, con
         "warnings": console.warnings,
     }
     console.result("\n".join(lines), data)
+
+
+def _registered(job: Job, console: Console) -> tuple[list[Registration], dict[int, str]]:
+    """Read and register the photos; return how they lie, and why some, by index, were left out."""
+    from mffsr.events import Events
+    from mffsr.frames import FrameStore
+    from mffsr.stack import read_stack, register
+
+    events = Events(progress=console.progress, warning=console.warning)
+    count, folders, framing = len(job.photos), [job.output.parent], job.framing
+    with (
+        console.live(),
+        FrameStore(count, folders=folders) as store,
+        FrameStore(count, folders=folders, beside=store) as alphas,
+    ):
+        stack = read_stack(job.open(console), store, alphas, events)
+        registrations = register(
+            stack,
+            events,
+            model=framing.model,
+            exposure=framing.exposure,
+            on_bad_frame=framing.on_bad_frame,
+        )
+    return registrations, stack.dropped
 
 
 def describe_frame(

@@ -118,7 +118,7 @@ class Report:
         except Exception as fault:  # noqa: BLE001 - the photo is there; this must not undo it
             self._fault = failure_text(fault)
         cause = (self._fault or "nothing was fused").splitlines()[0].removeprefix(f"{self.path}: ")
-        console.warning(f"the photo is complete, but not its report {self.path}: {cause}")
+        console.warning(f"the photo is complete, but not its report {self.path}: {cause}", always=True)
         return False
 
 
@@ -200,7 +200,10 @@ def write_index(report: BatchReport, out: Path, outcomes: Sequence[Outcome], con
             stream.write(page_text.encode())
     except Exception as fault:  # noqa: BLE001 - the photos are there; their exit code tells of them
         cause = failure_text(fault).splitlines()[0].removeprefix(f"{report.index}: ")
-        console.warning(f"the index {report.index} could not be written: {cause}")
+        console.warning(f"the index {report.index} could not be written: {cause}", always=True)
         return False
     console.message(f"report: {report.index}")
-    return all(outcome.details.get("report", "") is not None for outcome in outcomes)
+    lacking = sum(outcome.details.get("report", "") is None for outcome in outcomes)
+    if lacking:
+        console.message(f"{lacking} of the brackets' reports could not be written", always=True)
+    return not lacking

@@ -242,11 +242,21 @@ def _check_folder(run: Path, stages: Sequence[Stage], scale: int, *, resume: boo
 
 
 def _find(data: Path, validation: Path | None) -> tuple[list[Path], list[Path]]:
-    """List the photographs to train on and those to validate on; raises UsageError for too few."""
+    """List the photographs to train on and those to validate on, none of them in both lists.
+
+    Raises UsageError for too few.
+    """
     from mffsr.training.photos import FEWEST, find_photos, hold_out
 
     paths = find_photos(data, FEWEST)
-    return (paths, find_photos(validation)) if validation is not None else hold_out(paths)
+    if validation is None:
+        return hold_out(paths)
+    held_out = find_photos(validation)  # which may lie below `data`
+    apart = {os.path.realpath(path) for path in held_out}
+    paths = [path for path in paths if os.path.realpath(path) not in apart]
+    if not paths:
+        raise UsageError(f"{data}: all of its photographs are validated on\nchoose another --val")
+    return paths, held_out
 
 
 def _load(

@@ -26,6 +26,7 @@ __all__ = ["Detail", "Picture", "Pictures", "take_pictures"]
 
 BUDGET = 7_500_000  # bytes of all pictures but the details; base64 adds a third
 LARGEST = 3840 * 2160  # pixels of one picture: what the largest common screens show
+LONGEST = 32767  # pixels a side: more not all browsers show, and above 65535 there is no JPEG
 BYTES_PER_PIXEL = 0.15  # of a detailed photo as JPEG; noisy ones get a lower quality
 QUALITIES = (88, 80, 70)
 DETAILS = 6
@@ -79,7 +80,7 @@ def take_pictures(frames: Mapping[int, Frame], fusion: Fusion, scale: int) -> Pi
     width, height = fusion.photo.size
     fused, quality = _within_budget(fusion.photo, BUDGET // (len(frames) + 1))
     size = (fused.shape[1], fused.shape[0])
-    zoom = size[0] / width
+    zoom = max(size) / max(width, height)
     sources, thumbs = {}, {}
     for index, frame in frames.items():
         shown = _shown(frame[:, :], icc, size)
@@ -105,7 +106,8 @@ def take_pictures(frames: Mapping[int, Frame], fusion: Fusion, scale: int) -> Pi
 def _within_budget(photo: Photo, share: int) -> tuple[NDArray[np.uint8], int]:
     """Return a photo, reduced as far as needed, and the quality with which its JPEG has `share` bytes."""
     width, height = photo.size
-    zoom = min(1.0, (min(LARGEST, share / BYTES_PER_PIXEL) / (width * height)) ** 0.5)
+    zoom = (min(LARGEST, share / BYTES_PER_PIXEL) / (width * height)) ** 0.5
+    zoom = min(1.0, zoom, LONGEST / max(width, height))
     while True:
         size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
         shown = _shown(photo.pixels, photo.icc, size)
