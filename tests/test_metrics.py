@@ -316,6 +316,21 @@ def test_values_must_be_pixels(key: str, image: Any, message: str) -> None:
         METRICS[key](image, image, image)
 
 
+@pytest.mark.parametrize("metric", [psnr, ssim, *METRICS.values()])
+def test_floats_of_0_to_1_are_not_taken_for_0_to_255(metric: Any) -> None:
+    images = [image / 255 for image in bracket()]
+    given = images[:2] if metric in (psnr, ssim) else images
+    with pytest.raises(ValueError, match=r"floats must lie in 0…255: multiply them by 255"):
+        metric(*given)
+    assert math.isfinite(metric(*(255 * image for image in given)))
+
+
+def test_a_nearly_black_image_of_16_bits_is_measured() -> None:
+    dark = [image.astype(np.uint16) for image in bracket()]  # below one level of 255
+    assert all(map(math.isfinite, fusion_metrics(dark[:2], dark[2])["mean"].values()))
+    assert q_s(*dark) > 0.99
+
+
 @pytest.mark.parametrize(("metric", "side"), [(q_p, 11), (q_s, 11), (q_y, 7)])
 def test_the_window_must_fit(metric: Any, side: int) -> None:
     small = texture((side - 1, 30), 0)
