@@ -228,6 +228,34 @@ def test_a_small_photo_to_validate_on_is_not_put_down_to_the_patch(folder: Path,
     assert "--patch" not in err
 
 
+@pytest.mark.usefixtures("tiny")
+def test_photos_both_trained_and_validated_on_are_told(folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "val").mkdir(parents=True)
+    for seed in range(3):
+        Image.fromarray(textured(112, 120, seed)).save(data / ("val" if seed == 1 else "") / f"{seed}.png")
+    given = ("--val", str(data / "val"), "--steps", "1")
+    code, err = run_here(*arguments(data, tmp_path / "run", *given))
+    assert code == 0, err
+    assert f"1 of 1 photographs to validate on are trained on as well, {data / 'val' / '1.png'} first" in err
+    code, err = run_here(*arguments(folder, tmp_path / "apart", *given))
+    assert code == 0, err
+    assert "trained on as well" not in err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_of_many_photos_to_validate_on_the_first_count_and_it_is_told(folder: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "val"
+    held_out.mkdir()
+    for index in range(26):  # the last is too small, and not asked for
+        side = 96 if index < 25 else 40
+        Image.fromarray(textured(side, side, index)).save(held_out / f"{index:02}.png")
+    code, err = run_here(*arguments(folder, tmp_path / "run", "--val", str(held_out), "--steps", "1"))
+    assert code == 0, err
+    assert "the first 24 of 26 photographs are validated on" in err
+    assert "24 to validate on" in err
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [("--seed", "-1"), ("--seed", str(2**64))]

@@ -61,7 +61,8 @@ def train(
     ] = 2,
     degradation: Annotated[Kind, typer.Option(help="How photos are reduced.")] = Kind.photo,
     validation: Annotated[
-        Path | None, typer.Option("--val", help="Folder of photographs to validate on.  [a few of --data]")
+        Path | None,
+        typer.Option("--val", help="Folder of photographs to validate on, 24 at most.  [a few of --data]"),
     ] = None,
     initial: Annotated[
         Path | None, typer.Option("--init", help="Start from these weights, of any scale.")
@@ -139,7 +140,7 @@ def train(
         with processes.together():
             if not preview:
                 check_weights(which, out, scale, initial=initial, fapn=fapn, teachers=teachers or [])
-            paths = _find(data, validation)
+            paths = _find(data, validation, console)
         with _locked(out, processes):
             with processes.together(), console.live():
                 if not preview:
@@ -241,12 +242,26 @@ def _check_folder(run: Path, stages: Sequence[Stage], scale: int, *, resume: boo
             )
 
 
-def _find(data: Path, validation: Path | None) -> tuple[list[Path], list[Path]]:
+def _find(data: Path, validation: Path | None, console: Console) -> tuple[list[Path], list[Path]]:
     """List the photographs to train on and those to validate on; raises UsageError for too few."""
     from mffsr.training.photos import FEWEST, find_photos, hold_out
+    from mffsr.training.validate import MOST
 
     paths = find_photos(data, FEWEST)
-    return (paths, find_photos(validation)) if validation is not None else hold_out(paths)
+    if validation is None:
+        return hold_out(paths)
+    held_out = find_photos(validation)
+    if len(held_out) > MOST:
+        console.message(f"{validation}: the first {MOST} of {len(held_out)} photographs are validated on")
+        held_out = held_out[:MOST]
+    trained_on = {os.path.realpath(path) for path in paths}
+    both = [path for path in held_out if os.path.realpath(path) in trained_on]
+    if both:  # --data takes sub-folders too
+        console.warning(
+            f"{len(both)} of {len(held_out)} photographs to validate on are trained on as well, {both[0]} "
+            "first: scores will be too good"
+        )
+    return paths, held_out
 
 
 def _load(

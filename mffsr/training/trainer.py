@@ -36,7 +36,7 @@ from mffsr.training.stages import Stage
 from mffsr.training.state import Average, load_state, save_state
 from mffsr.training.synth import mask_bank
 from mffsr.training.teachers import SHARE, Teachers
-from mffsr.training.validate import SCORES, focus_scores, fusion_scores, sr_scores
+from mffsr.training.validate import MOST, SCORES, focus_scores, fusion_scores, sr_scores
 
 __all__ = ["RunOptions", "Trainer", "learning_rate", "state_file"]
 
@@ -297,7 +297,7 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Score the averaged network on the validation photos."""
-        network, count = self.averaged(), min(24, len(self.validation))
+        network, count = self.averaged(), min(MOST, len(self.validation))
         with self.runtime.autocast():
             if isinstance(network, FAPN):
                 return focus_scores(network, self.validation, self.masks, count)
