@@ -339,6 +339,20 @@ def test_a_huge_rate_ends_with_a_message(folder: Path, tmp_path: Path) -> None:
     assert "lower --rate" in err
 
 
+@pytest.mark.parametrize("which", ["srn", "all"])
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+def test_weights_that_lost_their_state_are_not_replaced(
+    tiny_weights: Path, folder: Path, tmp_path: Path, which: str, resume: tuple[str, ...]
+) -> None:
+    trained = tmp_path / "x2.safetensors"
+    trained.write_bytes((tiny_weights / "x2.safetensors").read_bytes())
+    before = trained.read_bytes()
+    code, err = run_here(*arguments(folder, tmp_path, "--steps", "1", *resume, which=which))
+    assert code == 2
+    assert f"{trained}: trained weights without x2-srn-state.safetensors, which training would replace" in err
+    assert trained.read_bytes() == before
+
+
 def test_the_joint_stage_says_what_it_lacks(folder: Path, tmp_path: Path) -> None:
     code, err = run_here(*arguments(folder, tmp_path, which="joint"))
     assert code == 2

@@ -231,14 +231,19 @@ def _check_out(out: Path, data: Path, validation: Path | None) -> None:
 
 def _check_folder(run: Path, stages: Sequence[Stage], scale: int, *, resume: bool) -> None:
     """Refuse to overwrite a run that is there."""
-    from mffsr.training.train import state_file
+    from mffsr.training.train import state_file, weight_file
 
     for stage in stages:
-        state = state_file(run, stage, scale)
+        state, weights = state_file(run, stage, scale), weight_file(run, stage, scale)
         if state.exists() and not resume:
             raise UsageError(
                 f"{state}: this folder holds a training of {stage.name} already\n"
                 "go on with it by --resume, or choose another --out"
+            )
+        if stage.name != "joint" and weights.exists() and not state.exists():  # joint begins with them
+            raise UsageError(
+                f"{weights}: trained weights without {state.name}, which training would replace\n"
+                "move them away, or choose another --out"
             )
 
 

@@ -38,7 +38,7 @@ from mffsr.training.synth import mask_bank
 from mffsr.training.teachers import SHARE, Teachers
 from mffsr.training.validate import MOST, SCORES, focus_scores, fusion_scores, sr_scores
 
-__all__ = ["RunOptions", "Trainer", "learning_rate", "state_file"]
+__all__ = ["RunOptions", "Trainer", "learning_rate", "state_file", "weight_file"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,11 @@ def state_file(run: Path, stage: Stage, scale: int) -> Path:
     return run / f"{_name(stage, scale)}-{stage.name}-state.safetensors"
 
 
+def weight_file(run: Path, stage: Stage, scale: int) -> Path:
+    """Return where a stage keeps the weights that are its result."""
+    return run / f"{_name(stage, scale)}.safetensors"
+
+
 class Trainer:
     """One stage's network, optimisers, average and files."""
 
@@ -110,7 +115,7 @@ class Trainer:
         self.processes = processes or Processes()
         self.photos, self.validation = photos, validation
         name = _name(stage, options.scale)
-        self.weights = run / f"{name}.safetensors"
+        self.weights = weight_file(run, stage, options.scale)
         self.state = state_file(run, stage, options.scale)
         self.log = Log(run / f"{name}-{stage.name}.csv", SCORES[stage.name])
         self.network = self._begin(initial)
