@@ -331,6 +331,18 @@ def test_a_second_training_in_the_folder_is_refused(folder: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("tiny")
+def test_what_a_run_begins_with_is_told_once(folder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run_here(*arguments(folder, first, "--steps", "1"))[0] == 0
+    given = arguments(folder, second, "--steps", "1", "--init", str(first / "x2.safetensors"))
+    begins = f"srn: begins with {first / 'x2.safetensors'}\n"
+    code, err = run_here(*given)
+    assert (code, begins in err) == (0, True), err
+    code, err = run_here(*given, "--resume")
+    assert (code, begins in err) == (0, False), err
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_huge_rate_ends_with_a_message(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, err = run_here(*arguments(folder, run, "--steps", "60", "--rate", "1e9", "--save-every", "1"))
@@ -374,6 +386,8 @@ def test_all_stages_stop_in_time_and_go_on(folder: Path, tmp_path: Path) -> None
     assert code == 0, err
     for line in ("fapn 4 of 4: loss", "srn 4 of 4: loss", "joint 4 of 4: loss", "of it making data"):
         assert line in err
+    assert f"joint: begins with {tmp_path / 'x2.safetensors'}\n" in err
+    assert f"joint: finds the focus with {tmp_path / 'fapn.safetensors'}\n" in err
     before = {path.name: contents(path) for path in tmp_path.glob("*.safetensors")}
     assert set(before) == {
         "fapn.safetensors",

@@ -327,6 +327,9 @@ class Trainer:
             "steps": str(step),
             "data": self.options.degradation,
             "batch": str(self.stage.batch * self.processes.count),
+            "patch": str(self.stage.patch),
+            "rate": f"{self.stage.rate:g}",
+            "seed": str(self.options.seed),
         }
         save_network(self.averaged(), self.weights, description)
 
