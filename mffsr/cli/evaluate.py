@@ -302,6 +302,9 @@ def _run(request: Request, engine: Engine, console: Console) -> Report:
     settings = {
         "scale": engine.scale,
         "weights": request.weights,
+        "sha256": dict(engine.sha256),
+        "device": str(engine.runtime.device),
+        "precision": engine.runtime.precision,
         "reduce": common["reduction"],
         "align": engine.align,
     }
