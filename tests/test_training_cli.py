@@ -300,6 +300,21 @@ def test_a_run_folder_is_no_file(folder: Path, tmp_path: Path) -> None:
     assert "0.png: is no folder\nchoose another --out" in err
 
 
+@pytest.mark.parametrize("out", ["", "run", "far/off/run"])
+@pytest.mark.parametrize("read_by", ["--data", "--val"])
+def test_a_run_folder_lies_not_among_the_photos(folder: Path, tmp_path: Path, out: str, read_by: str) -> None:
+    read = tmp_path / "read"
+    read.mkdir()
+    for path in folder.iterdir():
+        (read / path.name).write_bytes(path.read_bytes())
+    before = sorted(read.rglob("*"))
+    given = arguments(read if read_by == "--data" else folder, read / out, "--val", str(read))
+    code, err = run_here(*given)
+    assert code == 2
+    assert f"{read / out}: is or lies in {read}, whose photographs are read" in err
+    assert sorted(read.rglob("*")) == before
+
+
 def test_a_corrupt_photo_is_named_before_training(folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()

@@ -221,12 +221,18 @@ def _lock(run: Path) -> Iterator[None]:
 
 
 def _check_out(out: Path, data: Path, validation: Path | None) -> None:
-    """Refuse a run folder that is none, or one of photographs, of which preview.png may be one."""
+    """Refuse a run folder that is none, or one among photographs, of which its pictures would be some."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is no folder\nchoose another --out")
+    run = Path(os.path.realpath(out))
     for folder in (data, validation):
-        if folder is not None and os.path.realpath(folder) == os.path.realpath(out):
-            raise UsageError(f"{out}: is a folder of photographs that are read\nchoose another --out")
+        if folder is None:
+            continue
+        if Path(os.path.realpath(folder)) in (run, *run.parents):  # sub-folders are read as well
+            raise UsageError(
+                f"{out}: is or lies in {folder}, whose photographs are read: its curves would be some\n"
+                "choose another --out"
+            )
 
 
 def _check_folder(run: Path, stages: Sequence[Stage], scale: int, *, resume: bool) -> None:
