@@ -468,6 +468,20 @@ def test_d2_begins_as_d1_and_a_joint_run_as_it_was(
     assert not torch.equal(begun.d2.layers[0].weight, begun.srn.d1.layers[0].weight)
 
 
+@pytest.mark.parametrize("before", [{"shallow_deep": False}, {}], ids=str)
+def test_the_joint_stage_trains_no_other_network_than_srn_did(
+    photos: Photos, cpu: Runtime, tmp_path: Path, guide: Path, before: dict[str, bool]
+) -> None:
+    now = {} if before else {"shallow_deep": False}
+    train(SRN_STAGE, replace(TINY, **before), photos, tmp_path, cpu)
+    weights = tmp_path / "x2.safetensors"
+    kept = weights.read_bytes()
+    message = f"\nshallow_deep is {not before}, asked for is {not now}\n.*--no-sdfc"
+    with pytest.raises(CheckpointError, match=message):
+        train(JOINT_STAGE, replace(TINY, **now), photos, tmp_path, cpu, initial=weights, fapn=guide)
+    assert weights.read_bytes() == kept
+
+
 # -- ablations ---------------------------------------------------------------------------------------------
 
 ABLATIONS = [

@@ -387,9 +387,18 @@ def _differences(before: object, now: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 
 def _warm_start(network: FAPN | FN, path: Path, *, same_scale: bool) -> str:
-    """Take over every tensor of a weight file that fits in name and shape; return the stage it is of."""
+    """Take over every tensor of a weight file that fits in name and shape; return the stage it is of.
+
+    With `same_scale` the network must be the same one.
+    """
     if same_scale and isinstance(network, FN):
         found = load(path, kind="fn", scale=network.config.scale)
+        other = _differences(json.loads(found.header["config"]), asdict(network.config))
+        if changed := [f"{name} is {theirs}, asked for is {ours}" for name, theirs, ours in other]:
+            raise CheckpointError(  # an ablated one would go on as another, and say nothing
+                f"{path}: weights of another network than the joint stage is to train\n"
+                f"{'; '.join(changed)}\ngive the options that srn was trained with (--no-sdfc, --no-geb)"
+            )
     else:
         found = load(path)
     given, own = found.network.state_dict(), network.state_dict()
