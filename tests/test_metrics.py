@@ -125,6 +125,13 @@ def test_small_golden_value_of_the_textbook_q_g() -> None:
     assert q_g(*bracket(), variant="xydeas") == pytest.approx(XYDEAS, abs=1e-9)
 
 
+@pytest.mark.parametrize("variant", ["toolbox", "xydeas"])
+def test_q_g_takes_edges_on_either_side_of_the_vertical_for_parallel(variant: Any) -> None:
+    y, x = np.mgrid[:40, :52]
+    left, right = (np.asarray(100 + 4 * (y - 20) + tilt * x / 10) for tilt in (-1, 1))  # angles near ±π/2
+    assert q_g(left, left, right, variant=variant) > 0.9 * q_g(left, left, left, variant=variant)
+
+
 # Known values ---------------------------------------------------------------------------------------------
 
 
