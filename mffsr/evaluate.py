@@ -10,8 +10,8 @@ for: Lytro's are registered already, and resampling them would change what is co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,7 @@ class Engine:
     tile: int | None = None
     align: bool = False
     events: Events | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)  # of the weight files, by name
 
     @property
     def scale(self) -> int:
@@ -118,8 +119,11 @@ def load_engine(
 ) -> Engine:
     """Load the model for `scale` (see `mffsr.checkpoint.find` for `weights`) onto a device."""
     runtime = choose(device, precision, max_memory)
-    model, _ = load_model(scale, weights)
-    return Engine(model=runtime.place(model), runtime=runtime, tile=tile, align=align, events=events)
+    model, parts = load_model(scale, weights)
+    sha256 = {part.path.name: part.sha256 for part in parts}
+    return Engine(
+        model=runtime.place(model), runtime=runtime, tile=tile, align=align, events=events, sha256=sha256
+    )
 
 
 def ablations(folder: Path, engine: Engine) -> list[tuple[str, Engine]]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from mffsr.checkpoint import save_network
+from mffsr.checkpoint import read_header, save_network
 from mffsr.cli.app import app
 from mffsr.cli.evaluate import spread
 from mffsr.cli.evaluate_tables import Line, Sheet, to_csv, to_latex, to_text
@@ -243,6 +243,9 @@ def test_reduction_is_what_it_is_called() -> None:
 def test_pairs_measure_the_product(pairs: Path, weights: Path, engine: Engine) -> None:
     data = as_json(*ours(weights, "--pairs", pairs, "--scale", 2, "--protocol", "paper"))
     settings = {"scale": 2, "weights": str(weights), "reduce": "paper", "align": False}
+    settings |= {"device": "cpu", "precision": "fp32"}
+    names = ("fapn.safetensors", "x2.safetensors")
+    settings["sha256"] = {name: read_header(weights / name)["sha256"] for name in names}
     assert settings.items() <= data.items()
     assert set(data) == {*settings, "mean", "ci95", "images"}
     assert [image["name"] for image in data["images"]] == ["s-1", "s-2", "s-10"]

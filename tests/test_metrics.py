@@ -125,6 +125,13 @@ def test_small_golden_value_of_the_textbook_q_g() -> None:
     assert q_g(*bracket(), variant="xydeas") == pytest.approx(XYDEAS, abs=1e-9)
 
 
+@pytest.mark.parametrize("variant", ["toolbox", "xydeas"])
+def test_q_g_takes_edges_on_either_side_of_the_vertical_for_parallel(variant: Any) -> None:
+    y, x = np.mgrid[:40, :52]
+    left, right = (np.asarray(100 + 4 * (y - 20) + tilt * x / 10) for tilt in (-1, 1))  # angles near ±π/2
+    assert q_g(left, left, right, variant=variant) > 0.9 * q_g(left, left, left, variant=variant)
+
+
 # Known values ---------------------------------------------------------------------------------------------
 
 
@@ -314,6 +321,21 @@ def test_only_one_channel(key: str) -> None:
 def test_values_must_be_pixels(key: str, image: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         METRICS[key](image, image, image)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim, *METRICS.values()])
+def test_floats_of_0_to_1_are_not_taken_for_0_to_255(metric: Any) -> None:
+    images = [image / 255 for image in bracket()]
+    given = images[:2] if metric in (psnr, ssim) else images
+    with pytest.raises(ValueError, match=r"floats must lie in 0…255: multiply them by 255"):
+        metric(*given)
+    assert math.isfinite(metric(*(255 * image for image in given)))
+
+
+def test_a_nearly_black_image_of_16_bits_is_measured() -> None:
+    dark = [image.astype(np.uint16) for image in bracket()]  # below one level of 255
+    assert all(map(math.isfinite, fusion_metrics(dark[:2], dark[2])["mean"].values()))
+    assert q_s(*dark) > 0.99
 
 
 @pytest.mark.parametrize(("metric", "side"), [(q_p, 11), (q_s, 11), (q_y, 7)])

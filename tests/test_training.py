@@ -223,7 +223,9 @@ def test_a_run_learns_and_leaves_table_curve_weights_and_state(
     with Image.open(tmp_path / "x2-srn.png") as curve:
         assert curve.size == (800, 720)  # loss, PSNR and SSIM
     found = load(tmp_path / "x2.safetensors", kind="fn", scale=2)
-    assert (found.header["stage"], found.header["steps"], found.header["data"]) == ("srn", "60", "photo")
+    expected = {"stage": "srn", "steps": "60", "data": "photo", "rate": "0.004", "seed": "0"}
+    expected |= {"batch": str(stage.batch), "patch": str(stage.patch)}
+    assert expected.items() <= found.header.items()
     assert state_file(tmp_path, stage, 2).exists()
     assert not list(tmp_path.glob(".*tmp"))
 
@@ -464,6 +466,20 @@ def test_d2_begins_as_d1_and_a_joint_run_as_it_was(
     train(JOINT_STAGE, TINY, photos, tmp_path, cpu, **again)
     begun = trainer.Trainer(JOINT_STAGE, TINY, photos, photos, tmp_path, cpu, **again).network
     assert not torch.equal(begun.d2.layers[0].weight, begun.srn.d1.layers[0].weight)
+
+
+@pytest.mark.parametrize("before", [{"shallow_deep": False}, {}], ids=str)
+def test_the_joint_stage_trains_no_other_network_than_srn_did(
+    photos: Photos, cpu: Runtime, tmp_path: Path, guide: Path, before: dict[str, bool]
+) -> None:
+    now = {} if before else {"shallow_deep": False}
+    train(SRN_STAGE, replace(TINY, **before), photos, tmp_path, cpu)
+    weights = tmp_path / "x2.safetensors"
+    kept = weights.read_bytes()
+    message = f"\nshallow_deep is {not before}, asked for is {not now}\n.*--no-sdfc"
+    with pytest.raises(CheckpointError, match=message):
+        train(JOINT_STAGE, replace(TINY, **now), photos, tmp_path, cpu, initial=weights, fapn=guide)
+    assert weights.read_bytes() == kept
 
 
 # -- ablations ---------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mffsr.cli.app import app
+from mffsr.cli.console import Console
 from mffsr.cli.train import _find
 from mffsr.device import Runtime
 from mffsr.errors import TrainingError, UsageError
@@ -235,11 +236,24 @@ def test_what_is_validated_on_is_not_trained_on(tmp_path: Path) -> None:
     for photo in (tmp_path / "a.png", tmp_path / "b.png", held_out / "c.png"):
         photo.touch()
     (held_out / "b.png").symlink_to(tmp_path / "b.png")
-    trained, scored = _find(tmp_path, held_out)
+    trained, scored = _find(tmp_path, held_out, Console())
     assert trained == [tmp_path / "a.png"]
     assert scored == [held_out / "b.png", held_out / "c.png"]
     with pytest.raises(UsageError, match="all of its photographs are validated on"):
-        _find(tmp_path, tmp_path)
+        _find(tmp_path, tmp_path, Console())
+
+
+@pytest.mark.usefixtures("tiny")
+def test_of_many_photos_to_validate_on_the_first_count_and_it_is_told(folder: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "val"
+    held_out.mkdir()
+    for index in range(26):  # the last is too small, and not asked for
+        side = 96 if index < 25 else 40
+        Image.fromarray(textured(side, side, index)).save(held_out / f"{index:02}.png")
+    code, err = run_here(*arguments(folder, tmp_path / "run", "--val", str(held_out), "--steps", "1"))
+    assert code == 0, err
+    assert "the first 24 of 26 photographs are validated on" in err
+    assert "24 to validate on" in err
 
 
 @pytest.mark.parametrize(
@@ -286,6 +300,21 @@ def test_a_run_folder_is_no_file(folder: Path, tmp_path: Path) -> None:
     assert "0.png: is no folder\nchoose another --out" in err
 
 
+@pytest.mark.parametrize("out", ["", "run", "far/off/run"])
+@pytest.mark.parametrize("read_by", ["--data", "--val"])
+def test_a_run_folder_lies_not_among_the_photos(folder: Path, tmp_path: Path, out: str, read_by: str) -> None:
+    read = tmp_path / "read"
+    read.mkdir()
+    for path in folder.iterdir():
+        (read / path.name).write_bytes(path.read_bytes())
+    before = sorted(read.rglob("*"))
+    given = arguments(read if read_by == "--data" else folder, read / out, "--val", str(read))
+    code, err = run_here(*given)
+    assert code == 2
+    assert f"{read / out}: is or lies in {read}, whose photographs are read" in err
+    assert sorted(read.rglob("*")) == before
+
+
 def test_a_corrupt_photo_is_named_before_training(folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
@@ -317,12 +346,38 @@ def test_a_second_training_in_the_folder_is_refused(folder: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("tiny")
+def test_what_a_run_begins_with_is_told_once(folder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run_here(*arguments(folder, first, "--steps", "1"))[0] == 0
+    given = arguments(folder, second, "--steps", "1", "--init", str(first / "x2.safetensors"))
+    begins = f"srn: begins with {first / 'x2.safetensors'}\n"
+    code, err = run_here(*given)
+    assert (code, begins in err) == (0, True), err
+    code, err = run_here(*given, "--resume")
+    assert (code, begins in err) == (0, False), err
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_huge_rate_ends_with_a_message(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, err = run_here(*arguments(folder, run, "--steps", "60", "--rate", "1e9", "--save-every", "1"))
     assert code == 1
     assert "no longer a finite number" in err
     assert "lower --rate" in err
+
+
+@pytest.mark.parametrize("which", ["srn", "all"])
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+def test_weights_that_lost_their_state_are_not_replaced(
+    tiny_weights: Path, folder: Path, tmp_path: Path, which: str, resume: tuple[str, ...]
+) -> None:
+    trained = tmp_path / "x2.safetensors"
+    trained.write_bytes((tiny_weights / "x2.safetensors").read_bytes())
+    before = trained.read_bytes()
+    code, err = run_here(*arguments(folder, tmp_path, "--steps", "1", *resume, which=which))
+    assert code == 2
+    assert f"{trained}: trained weights without x2-srn-state.safetensors, which training would replace" in err
+    assert trained.read_bytes() == before
 
 
 def test_the_joint_stage_says_what_it_lacks(folder: Path, tmp_path: Path) -> None:
@@ -346,6 +401,8 @@ def test_all_stages_stop_in_time_and_go_on(folder: Path, tmp_path: Path) -> None
     assert code == 0, err
     for line in ("fapn 4 of 4: loss", "srn 4 of 4: loss", "joint 4 of 4: loss", "of it making data"):
         assert line in err
+    assert f"joint: begins with {tmp_path / 'x2.safetensors'}\n" in err
+    assert f"joint: finds the focus with {tmp_path / 'fapn.safetensors'}\n" in err
     before = {path.name: contents(path) for path in tmp_path.glob("*.safetensors")}
     assert set(before) == {
         "fapn.safetensors",

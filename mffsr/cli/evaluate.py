@@ -308,6 +308,9 @@ def _run(request: Request, options: dict[str, Any], console: Console) -> Report:
     settings = {
         "scale": engine.scale,
         "weights": request.weights,
+        "sha256": dict(engine.sha256),
+        "device": str(engine.runtime.device),
+        "precision": engine.runtime.precision,
         "reduce": common["reduction"],
         "align": engine.align,
     }

@@ -61,7 +61,8 @@ def train(
     ] = 2,
     degradation: Annotated[Kind, typer.Option(help="How photos are reduced.")] = Kind.photo,
     validation: Annotated[
-        Path | None, typer.Option("--val", help="Folder of photographs to validate on.  [a few of --data]")
+        Path | None,
+        typer.Option("--val", help="Folder of photographs to validate on, 24 at most.  [a few of --data]"),
     ] = None,
     initial: Annotated[
         Path | None, typer.Option("--init", help="Start from these weights, of any scale.")
@@ -139,7 +140,7 @@ def train(
         with processes.together():
             if not preview:
                 check_weights(which, out, scale, initial=initial, fapn=fapn, teachers=teachers or [])
-            paths = _find(data, validation)
+            paths = _find(data, validation, console)
         with _locked(out, processes):
             with processes.together(), console.live():
                 if not preview:
@@ -220,33 +221,45 @@ def _lock(run: Path) -> Iterator[None]:
 
 
 def _check_out(out: Path, data: Path, validation: Path | None) -> None:
-    """Refuse a run folder that is none, or one of photographs, of which preview.png may be one."""
+    """Refuse a run folder that is none, or one among photographs, of which its pictures would be some."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is no folder\nchoose another --out")
+    run = Path(os.path.realpath(out))
     for folder in (data, validation):
-        if folder is not None and os.path.realpath(folder) == os.path.realpath(out):
-            raise UsageError(f"{out}: is a folder of photographs that are read\nchoose another --out")
+        if folder is None:
+            continue
+        if Path(os.path.realpath(folder)) in (run, *run.parents):  # sub-folders are read as well
+            raise UsageError(
+                f"{out}: is or lies in {folder}, whose photographs are read: its curves would be some\n"
+                "choose another --out"
+            )
 
 
 def _check_folder(run: Path, stages: Sequence[Stage], scale: int, *, resume: bool) -> None:
     """Refuse to overwrite a run that is there."""
-    from mffsr.training.train import state_file
+    from mffsr.training.train import state_file, weight_file
 
     for stage in stages:
-        state = state_file(run, stage, scale)
+        state, weights = state_file(run, stage, scale), weight_file(run, stage, scale)
         if state.exists() and not resume:
             raise UsageError(
                 f"{state}: this folder holds a training of {stage.name} already\n"
                 "go on with it by --resume, or choose another --out"
             )
+        if stage.name != "joint" and weights.exists() and not state.exists():  # joint begins with them
+            raise UsageError(
+                f"{weights}: trained weights without {state.name}, which training would replace\n"
+                "move them away, or choose another --out"
+            )
 
 
-def _find(data: Path, validation: Path | None) -> tuple[list[Path], list[Path]]:
+def _find(data: Path, validation: Path | None, console: Console) -> tuple[list[Path], list[Path]]:
     """List the photographs to train on and those to validate on, none of them in both lists.
 
     Raises UsageError for too few.
     """
     from mffsr.training.photos import FEWEST, find_photos, hold_out
+    from mffsr.training.validate import MOST
 
     paths = find_photos(data, FEWEST)
     if validation is None:
@@ -256,6 +269,9 @@ def _find(data: Path, validation: Path | None) -> tuple[list[Path], list[Path]]:
     paths = [path for path in paths if os.path.realpath(path) not in apart]
     if not paths:
         raise UsageError(f"{data}: all of its photographs are validated on\nchoose another --val")
+    if len(held_out) > MOST:
+        console.message(f"{validation}: the first {MOST} of {len(held_out)} photographs are validated on")
+        held_out = held_out[:MOST]
     return paths, held_out
 
 

@@ -72,10 +72,16 @@ class Run:
         for stage in stages:
             size = f"{stage.patch}×{stage.patch}"
             console.message(f"{stage.name}: {stage.steps} steps of {stage.batch} patches of {size} pixels")
+            state = state_file(self.out, stage, self.options.scale)
+            begins_with = _initial(stage.name, initial, self.out, self.options.scale, self.which)
+            guide = _guide(fapn, self.out) if stage.name == "joint" else None
             if resume:  # a slip in --out would else begin days of work anew, and say nothing
-                state = state_file(self.out, stage, self.options.scale)
                 found = f"goes on from {state}" if state.exists() else f"there is no {state}, it begins anew"
                 console.message(f"{stage.name}: {found}")
+            if begins_with is not None and not (resume and state.exists()):
+                console.message(f"{stage.name}: begins with {begins_with}")
+            if guide is not None:
+                console.message(f"{stage.name}: finds the focus with {guide}")
             with console.live():
                 weights, step = train_stage(
                     stage,
@@ -84,8 +90,8 @@ class Run:
                     self.held_out,
                     self.out,
                     self.runtime,
-                    initial=_initial(stage.name, initial, self.out, self.options.scale, self.which),
-                    fapn=_guide(fapn, self.out) if stage.name == "joint" else None,
+                    initial=begins_with,
+                    fapn=guide,
                     teachers=() if self.which is Which.all and stage.name != "srn" else teachers,
                     resume=resume,
                     processes=self.processes,

@@ -14,12 +14,12 @@ import numpy as np
 
 from mffsr.metrics._common import AnyImage, FloatImage, check_min_side, check_same_size, size_of, to_float
 from mffsr.metrics.psnr import psnr
-from mffsr.metrics.q_g import q_g
-from mffsr.metrics.q_mi import q_mi
-from mffsr.metrics.q_nice import q_nice
+from mffsr.metrics.q_g import _q_g_toolbox, q_g
+from mffsr.metrics.q_mi import _q_mi, q_mi
+from mffsr.metrics.q_nice import _q_nice, q_nice
 from mffsr.metrics.q_p import MIN_SIDE, compare_features, phase_features, q_p
-from mffsr.metrics.q_s import q_s
-from mffsr.metrics.q_y import q_y
+from mffsr.metrics.q_s import _q_s, q_s
+from mffsr.metrics.q_y import _q_y, q_y
 from mffsr.metrics.ssim import ssim
 
 __all__ = [
@@ -36,8 +36,9 @@ __all__ = [
     "ssim",
 ]
 
+# Without the checks, which would take a nearly black uint16 image, once divided by 257, for floats of 0…1.
 # Q_P is not here: fusion_metrics computes its features once per image, not once per pair.
-_PAIR_METRICS = {"Q_MI": q_mi, "Q_NICE": q_nice, "Q_G": q_g, "Q_S": q_s, "Q_Y": q_y}
+_PAIR_METRICS = {"Q_MI": _q_mi, "Q_NICE": _q_nice, "Q_G": _q_g_toolbox, "Q_S": _q_s, "Q_Y": _q_y}
 FUSION_KEYS = ("Q_MI", "Q_NICE", "Q_G", "Q_P", "Q_S", "Q_Y")  # in the order of JSON and CSV
 
 

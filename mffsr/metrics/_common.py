@@ -36,7 +36,7 @@ def to_float(image: AnyImage, name: str) -> FloatImage:
     (H, W, 1), as gray `Photo.pixels` are, becomes (H, W).
 
     Raises:
-        ValueError: another dtype, or a float that is not finite or lies outside 0…255.
+        ValueError: another dtype, a float that is not finite or lies outside 0…255, floats of 0…1.
     """
     if not isinstance(image, np.ndarray):
         raise ValueError(f"{name} is a {type(image).__name__}; expected a NumPy array")
@@ -51,6 +51,10 @@ def to_float(image: AnyImage, name: str) -> FloatImage:
         low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
         if not (low >= 0 and high <= PEAK):  # a NaN fails both comparisons
             raise ValueError(f"{name} has values from {low:g} to {high:g}; floats must lie in 0…255")
+        if high <= 1 and (values % 1).any():  # SSIM's constants and the peak would be far too large for them
+            raise ValueError(
+                f"{name} has values from {low:g} to {high:g}; floats must lie in 0…255: multiply them by 255"
+            )
         return values
     raise ValueError(f"{name} is {image.dtype}; expected uint8, uint16, or float32/float64 in 0…255")
 

@@ -24,7 +24,8 @@ def q_g(
     the pixels of the locally weighted quality. It replaces zero gradients of the fused image while it
     works on `a` and keeps them replaced for `b`, so exchanging a and b may change the last digits
     wherever the fused image is flat. "xydeas" is the paper's: Γ, κ, σ = 0.9994, −15, 0.5 and
-    0.9879, −22, 0.8, and the ratio of the sums over the image; it is exactly symmetric in a and b.
+    0.9879, −22, 0.8, and the ratio of the sums over the image; it is exactly symmetric in a and b. Its
+    directions are compared as those of "toolbox", where a half turn is none (docs/metrics.md).
 
     Args:
         a: first source, one channel (H, W): uint8, uint16, or float in 0…255.
@@ -59,7 +60,7 @@ def _gradient(image: FloatImage) -> _Gradient:
 
 
 def _alignment(source: _Gradient, fused: _Gradient) -> FloatImage:
-    """1 where the edges are parallel, 0 where they stand at a right angle (eq. 4)."""
+    """1 where the edges are parallel, 0 where they stand at a right angle (eq. 4, angles modulo π)."""
     return np.abs(np.abs(source.angle - fused.angle) - np.pi / 2) * (2 / np.pi)
 
 

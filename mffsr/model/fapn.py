@@ -153,7 +153,7 @@ class SAM(nn.Module):
         height, width = x.shape[-2:]
         f1 = windows(self.first(x), self.window)
         f2 = windows(self.second(x), self.window)
-        w = f2 @ f1.transpose(-1, -2) / self.window  # the self-attention map of each window
+        w = f2 @ f1.transpose(-1, -2) / self.window  # each window's self-attention map, in the authors' order
         both = torch.cat((w @ f1, w @ f2), 1) / self.window  # (4)
         attention = torch.sigmoid(self.attend(merge_windows(both, height, width)))
         return attention * x + x  # (5)

@@ -36,9 +36,9 @@ from mffsr.training.stages import Stage
 from mffsr.training.state import Average, load_state, save_state
 from mffsr.training.synth import mask_bank
 from mffsr.training.teachers import SHARE, Teachers
-from mffsr.training.validate import SCORES, focus_scores, fusion_scores, sr_scores
+from mffsr.training.validate import MOST, SCORES, focus_scores, fusion_scores, sr_scores
 
-__all__ = ["RunOptions", "Trainer", "learning_rate", "state_file"]
+__all__ = ["RunOptions", "Trainer", "learning_rate", "state_file", "weight_file"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,11 @@ def state_file(run: Path, stage: Stage, scale: int) -> Path:
     return run / f"{_name(stage, scale)}-{stage.name}-state.safetensors"
 
 
+def weight_file(run: Path, stage: Stage, scale: int) -> Path:
+    """Return where a stage keeps the weights that are its result."""
+    return run / f"{_name(stage, scale)}.safetensors"
+
+
 class Trainer:
     """One stage's network, optimisers, average and files."""
 
@@ -110,7 +115,7 @@ class Trainer:
         self.processes = processes or Processes()
         self.photos, self.validation = photos, validation
         name = _name(stage, options.scale)
-        self.weights = run / f"{name}.safetensors"
+        self.weights = weight_file(run, stage, options.scale)
         self.state = state_file(run, stage, options.scale)
         self.log = Log(run / f"{name}-{stage.name}.csv", SCORES[stage.name])
         self.network = self._begin(initial)
@@ -297,7 +302,7 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Score the averaged network on the validation photos."""
-        network, count = self.averaged(), min(24, len(self.validation))
+        network, count = self.averaged(), min(MOST, len(self.validation))
         with self.runtime.autocast():
             if isinstance(network, FAPN):
                 return focus_scores(network, self.validation, self.masks, count)
@@ -322,6 +327,9 @@ class Trainer:
             "steps": str(step),
             "data": self.options.degradation,
             "batch": str(self.stage.batch * self.processes.count),
+            "patch": str(self.stage.patch),
+            "rate": f"{self.stage.rate:g}",
+            "seed": str(self.options.seed),
         }
         save_network(self.averaged(), self.weights, description)
 
@@ -379,9 +387,18 @@ def _differences(before: object, now: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 
 def _warm_start(network: FAPN | FN, path: Path, *, same_scale: bool) -> str:
-    """Take over every tensor of a weight file that fits in name and shape; return the stage it is of."""
+    """Take over every tensor of a weight file that fits in name and shape; return the stage it is of.
+
+    With `same_scale` the network must be the same one.
+    """
     if same_scale and isinstance(network, FN):
         found = load(path, kind="fn", scale=network.config.scale)
+        other = _differences(json.loads(found.header["config"]), asdict(network.config))
+        if changed := [f"{name} is {theirs}, asked for is {ours}" for name, theirs, ours in other]:
+            raise CheckpointError(  # an ablated one would go on as another, and say nothing
+                f"{path}: weights of another network than the joint stage is to train\n"
+                f"{'; '.join(changed)}\ngive the options that srn was trained with (--no-sdfc, --no-geb)"
+            )
     else:
         found = load(path)
     given, own = found.network.state_dict(), network.state_dict()

@@ -17,9 +17,10 @@ from mffsr.training.losses import ssim
 from mffsr.training.photos import Photos
 from mffsr.training.synth import DIFFERS, NEAR
 
-__all__ = ["SCORES", "SMALLEST", "focus_scores", "fusion_scores", "psnr_y", "sr_scores", "ssim_y"]
+__all__ = ["MOST", "SCORES", "SMALLEST", "focus_scores", "fusion_scores", "psnr_y", "sr_scores", "ssim_y"]
 
 SMALLEST = 96  # pixels a side that a photo must have to be validated on, at any scale
+MOST = 24  # photographs that are validated on: as many as Kodak's
 LARGEST = 1024  # pixels a side that are enlarged, in one piece: memory grows with them
 SCORES = {  # what is measured of each stage
     "fapn": ("accuracy", "boundary"),
