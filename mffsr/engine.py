@@ -173,7 +173,7 @@ def fuse_bracket(
             registrations = None
             if align:
                 registrations = register(
-                    stack, events, model=motion, exposure=exposure, on_bad_frame=on_bad_frame
+                    stack, events, motion=motion, exposure=exposure, on_bad_frame=on_bad_frame
                 )
                 resample(stack, registrations, events, crop=crop, save=save_aligned)
         depth = depth or stack.frames[0].dtype.itemsize * 8

@@ -33,7 +33,7 @@ from mffsr.photo import (
     with_depth,
 )
 from mffsr.photo.align import (
-    MODELS,
+    MOTIONS,
     ForeignFrameError,
     Registration,
     common_field,
@@ -249,18 +249,18 @@ def register(
     stack: Stack,
     events: Events,
     *,
-    model: str = "similarity",
+    motion: str = "similarity",
     exposure: bool = True,
     on_bad_frame: str = "fail",
 ) -> list[Registration]:
     """Register the frames to one of them; the result is in the order given, without those left out.
 
-    `model` is the motion between frames: similarity, affine or homography. Without `exposure` all gains
+    `motion` is that between frames: similarity, affine or homography. Without `exposure` all gains
     are 1. Frames that hardly fit, or differ much in exposure, are warned of. One that does not belong raises
     BracketError that names it, or (`on_bad_frame` "drop") is left out with a warning.
     """
-    if model not in MODELS:
-        raise UsageError(f"model {model}: expected one of {', '.join(MODELS)}")
+    if motion not in MOTIONS:
+        raise UsageError(f"motion {motion}: expected one of {', '.join(MOTIONS)}")
     if on_bad_frame not in ("fail", "drop"):
         raise UsageError(f"on-bad-frame {on_bad_frame}: expected fail or drop")
     order = stack.order
@@ -274,14 +274,14 @@ def register(
     found = register_bracket(
         lambda place: stack.frames.whole(order[place]),
         len(order),
-        model=model,
+        motion=motion,
         curve=stack.curve,
         names=[stack.name(index) for index in order],
         on_bad=drop if on_bad_frame == "drop" else None,
         progress=lambda done, total: events.progress("align", done, total),
     )
     placed = [replace(r, index=order[r.index], reference=order[r.reference]) for r in found]
-    advice = "" if model == "homography" else "; --model homography may fit better"
+    advice = "" if motion == "homography" else "; --motion homography may fit better"
     for r in placed:
         if UNFITTING < r.residual < math.inf:
             name = stack.name(r.index)

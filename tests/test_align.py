@@ -18,7 +18,7 @@ from mffsr.errors import BracketError
 from mffsr.photo._colour import srgb_profile
 from mffsr.photo._registration_exposure import exposure_gain
 from mffsr.photo._registration_proxy import make_proxy
-from mffsr.photo._registration_solve import Fit, Model, _by_phase, _corner_error, correlation, fit
+from mffsr.photo._registration_solve import Fit, Motion, _by_phase, _corner_error, correlation, fit
 from mffsr.photo.align import (
     ForeignFrameError,
     Registration,
@@ -55,12 +55,12 @@ def estimate(
     frame: np.ndarray,
     reference: np.ndarray,
     *,
-    model: Model = "similarity",
+    motion: Motion = "similarity",
     names: tuple[str, str] = ("the reference", "the frame"),
 ) -> Registration:
     """Register as `register_bracket` does, but to `reference`, whichever of the two sees less."""
     proxies = make_proxy(reference), make_proxy(frame)
-    placed, refused, size = _place_all(proxies.__getitem__, 2, 0, model=model, name=names[0], progress=None)
+    placed, refused, size = _place_all(proxies.__getitem__, 2, 0, motion=motion, name=names[0], progress=None)
     for index, reason in refused.items():
         raise ForeignFrameError(index, names[index], reason)
     return _registration(placed[1], size, index=1, reference=0)
@@ -170,8 +170,8 @@ def test_affine_and_homography_follow_what_a_similarity_cannot() -> None:
     sheared = transform(3, -2, 0.3, 1.01) @ np.array([[1.01, 0.006, 0], [0.0, 0.995, 0], [0, 0, 1]])
     tilted = sheared @ np.array([[1, 0, 0], [0, 1, 0], [3e-5, -2e-5, 1]])
     reference = shoot(LIGHT)
-    assert off_by(estimate(shoot(LIGHT, sheared), reference, model="affine").matrix, sheared) < 0.1
-    tilt = estimate(shoot(LIGHT, tilted), reference, model="homography")
+    assert off_by(estimate(shoot(LIGHT, sheared), reference, motion="affine").matrix, sheared) < 0.1
+    tilt = estimate(shoot(LIGHT, tilted), reference, motion="homography")
     assert off_by(tilt.matrix, tilted) < 0.15
     out = warp(shoot(LIGHT, tilted), tilt, (WIDTH, HEIGHT))
     inner = np.s_[20:-20, 20:-20]
@@ -181,7 +181,7 @@ def test_affine_and_homography_follow_what_a_similarity_cannot() -> None:
 def test_a_tilt_is_neither_zoom_nor_rotation() -> None:
     middle = np.array([[1, 0, (WIDTH - 1) / 2], [0, 1, (HEIGHT - 1) / 2], [0, 0, 1]])
     tilted = middle @ np.array([[1, 0, 0], [0, 1, 0], [3e-5, 0, 1]]) @ np.linalg.inv(middle)
-    found = estimate(shoot(LIGHT, tilted), shoot(LIGHT), model="homography")
+    found = estimate(shoot(LIGHT, tilted), shoot(LIGHT), motion="homography")
     assert found.scale == pytest.approx(1, abs=5e-4)
     assert found.rotation == pytest.approx(0, abs=0.02)
 
@@ -380,8 +380,8 @@ def test_other_sizes_channels_and_arrays_are_refused() -> None:
         BracketError, match=r"320×8 pixels are too small .*: at least 16 a side\nuse --no-align"
     ):
         estimate(reference[:8], reference[:8])
-    with pytest.raises(ValueError, match="unknown model"):
-        register_bracket(lambda _: reference, 2, model="rigid")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown motion"):
+        register_bracket(lambda _: reference, 2, motion="rigid")  # type: ignore[arg-type]
 
 
 def breathing(count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:

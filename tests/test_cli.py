@@ -28,7 +28,7 @@ from mffsr.cli.fuse_plan import _table, describe_frame
 from mffsr.cli.train import _lock
 from mffsr.errors import DeviceError, PhotoError, TrainingError, UsageError
 from mffsr.photo import Photo, read_photo, write_photo
-from mffsr.photo.align import MODELS, Registration
+from mffsr.photo.align import MOTIONS, Registration
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "100"}
 
@@ -503,7 +503,7 @@ def test_a_plan_counts_alpha_on_disk(quick, folder, monkeypatch):
             ["= 1.001 million pixels; the limit is 1 million"],
         ),
         (["a.jpg", "b.jpg", "--no-align", "--save-aligned", "."], 2, ["--save-aligned", "--no-align"]),
-        (["a.jpg", "b.jpg", "--no-align", "--model", "affine"], 2, ["--model", "--no-align"]),
+        (["a.jpg", "b.jpg", "--no-align", "--motion", "affine"], 2, ["--motion", "--no-align"]),
         (["a.jpg", "b.jpg", "--no-align", "--on-bad-frame", "drop"], 2, ["--on-bad-frame", "--no-align"]),
         (["@none.txt"], 2, ["none.txt"]),
         (["@blank.txt"], 2, ["no photos given"]),
@@ -533,7 +533,7 @@ def test_too_little_memory_is_told_before_a_photo_is_read(quick, monkeypatch):
 
 
 def test_every_motion_is_offered():
-    assert [motion.value for motion in Motion] == list(MODELS)
+    assert [motion.value for motion in Motion] == list(MOTIONS)
 
 
 @pytest.mark.parametrize("scale", ["0", "5", "x"])

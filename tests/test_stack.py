@@ -596,8 +596,8 @@ def test_exposures_that_differ_much_are_told(factor, exposure, told):
     assert all("EV apart, and are matched; --no-exposure" in text for text in warnings)
 
 
-@pytest.mark.parametrize(("model", "told"), [("similarity", 1), ("homography", 0)])
-def test_a_frame_that_hardly_fits_is_told(model, told):
+@pytest.mark.parametrize(("motion", "told"), [("similarity", 1), ("homography", 0)])
+def test_a_frame_that_hardly_fits_is_told(motion, told):
     pixels = textured(240, 320)
     corners = np.array([[0, 0], [320, 0], [320, 240], [0, 240]], np.float32)
     tilt = cv2.getPerspectiveTransform(corners, corners + np.float32([[9, 0], [-9, 0], [9, 0], [-9, 0]]))
@@ -605,9 +605,9 @@ def test_a_frame_that_hardly_fits_is_told(model, told):
     warnings = []
     with FrameStore(2) as frames, FrameStore(2) as alphas:
         events = Events(warning=warnings.append)
-        register(read_stack([photo(pixels), photo(tilted)], frames, alphas, events), events, model=model)
+        register(read_stack([photo(pixels), photo(tilted)], frames, alphas, events), events, motion=motion)
     assert len(warnings) == told
-    assert all("pixels off; --model homography" in text for text in warnings)
+    assert all("pixels off; --motion homography" in text for text in warnings)
 
 
 def test_another_scene_is_refused_and_dropped_on_the_command_line(fuse, tmp_path):

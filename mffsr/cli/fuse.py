@@ -21,7 +21,7 @@ from mffsr.cli.fuse_job import (
     Motion,
     OnBadFrame,
     OnExists,
-    expand,
+    bracket_of,
     own_files,
     parse_memory,
     parse_tile,
@@ -69,7 +69,7 @@ def fuse(
     max_memory: opt.MaxMemory = "",
     max_megapixels: opt.MaxMegapixels = MAX_MEGAPIXELS,
     align: opt.Align = True,
-    model: opt.Model = Motion.similarity,
+    motion: opt.Motion = Motion.similarity,
     exposure: opt.Exposure = True,
     crop: opt.Crop = True,
     on_bad_frame: opt.OnBadFrame = OnBadFrame.fail,
@@ -107,7 +107,7 @@ def fuse(
         started = time.perf_counter()
         tile_size = parse_tile(tile)
         memory = parse_memory(max_memory)
-        paths = expand(photos, own_files(output, focus_map))
+        paths = bracket_of(photos, own_files(output, focus_map))
         _warn_of_results(paths, console)
         existing = settle_existing(on_exists, force=force)
         job = prepare(
@@ -123,7 +123,7 @@ def fuse(
                 exposure=exposure,
                 on_bad_frame=on_bad_frame.value,
                 prefer=prefer.value if prefer else None,
-                model=model.value,
+                motion=motion.value,
                 save_aligned=save_aligned,
             ),
             focus_map=focus_map,
@@ -218,7 +218,7 @@ def run_job(
             runtime,
             tile=tile,
             align=framing.align,
-            motion=framing.model,
+            motion=framing.motion,
             exposure=framing.exposure,
             on_bad_frame=framing.on_bad_frame,
             crop=framing.crop,

@@ -34,6 +34,7 @@ __all__ = [
     "OnBadFrame",
     "OnExists",
     "Prefer",
+    "bracket_of",
     "check_photos",
     "expand",
     "own_files",
@@ -115,7 +116,7 @@ class Framing:
     exposure: bool
     on_bad_frame: str
     prefer: str | None
-    model: str
+    motion: str
     save_aligned: Path | None = None
 
     def __post_init__(self) -> None:
@@ -124,7 +125,7 @@ class Framing:
             return
         for option, asked in (
             ("--save-aligned", self.save_aligned is not None),
-            ("--model", self.model != Motion.similarity),
+            ("--motion", self.motion != Motion.similarity),
             ("--on-bad-frame drop", self.on_bad_frame == OnBadFrame.drop),
         ):
             if asked:
@@ -168,12 +169,19 @@ def own_files(output: Path | None, focus_map: Path | None) -> list[Path]:
     return [*([output] if output is not None else ()), *maps]
 
 
+def bracket_of(arguments: list[str], own: Sequence[Path] = ()) -> list[Path]:
+    """Return the photos of the files that the arguments stand for, see `expand`: one stack has its planes."""
+    from mffsr.photo import planes_of
+
+    found = expand(arguments, own)
+    return planes_of(found[0]) if len(found) == 1 else found
+
+
 def expand(arguments: list[str], own: Sequence[Path] = ()) -> list[Path]:
     """Return the files that the arguments stand for: paths, folders, globs, @list files, - for stdin.
 
     Given files keep their order, those of a folder or glob are sorted naturally (2 before 10). Of these,
     earlier results are left out; the command's `own` files are such if they are there from the last time.
-    One TIFF that is a stack stands for its planes.
     """
     found: list[Path] = []
     for argument in arguments:
@@ -194,10 +202,6 @@ def expand(arguments: list[str], own: Sequence[Path] = ()) -> list[Path]:
             found += photos_in(Path(argument), _results(own))
         else:
             found.append(Path(argument))
-    if len(found) == 1:
-        from mffsr.photo import planes_of
-
-        return planes_of(found[0])
     return found
 
 

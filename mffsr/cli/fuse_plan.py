@@ -82,7 +82,7 @@ def _registered(job: Job, console: Console) -> tuple[list[Registration], dict[in
         registrations = register(
             stack,
             events,
-            model=framing.model,
+            motion=framing.motion,
             exposure=framing.exposure,
             on_bad_frame=framing.on_bad_frame,
         )

@@ -24,7 +24,7 @@ __all__ = [
     "Json",
     "MaxMegapixels",
     "MaxMemory",
-    "Model",
+    "Motion",
     "OnBadFrame",
     "OnExists",
     "Precision",
@@ -77,7 +77,7 @@ Scale: TypeAlias = Annotated[
     ),
 ]
 Align: TypeAlias = Annotated[bool, typer.Option("--align/--no-align", help="Register the photos first.")]
-Model: TypeAlias = Annotated[
+Motion: TypeAlias = Annotated[
     fuse_job.Motion,
     typer.Option(help="Motion between frames: similarity = shift, rotation and scale."),
 ]

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from mffsr.photo._registration_proxy import Float, Level, Proxy
 
-__all__ = ["MODELS", "Fit", "Matrix", "Model", "displacement", "fit"]
+__all__ = ["MOTIONS", "Fit", "Matrix", "Motion", "displacement", "fit"]
 
 Matrix = NDArray[np.float64]  # 3×3, reference pixels to frame pixels
-Model = Literal["similarity", "affine", "homography"]
+Motion = Literal["similarity", "affine", "homography"]
 
 MAX_POINTS = 250_000
 MAX_STEPS = 12
@@ -40,7 +40,7 @@ _PAN = [[[0, 0, 1], [0, 0, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 1], [0, 0, 0]]]
 _TURN = [[[1, 0, 0], [0, 1, 0], [0, 0, 0]], [[0, -1, 0], [1, 0, 0], [0, 0, 0]]]
 _SHEAR = [[[1, 0, 0], [0, -1, 0], [0, 0, 0]], [[0, 1, 0], [1, 0, 0], [0, 0, 0]]]
 _TILT = [[[0, 0, 0], [0, 0, 0], [1, 0, 0]], [[0, 0, 0], [0, 0, 0], [0, 1, 0]]]
-MODELS: dict[Model, NDArray[np.float64]] = {
+MOTIONS: dict[Motion, NDArray[np.float64]] = {
     "similarity": np.array(_PAN + _TURN, float),
     "affine": np.array(_PAN + _TURN + _SHEAR, float),
     "homography": np.array(_PAN + _TURN + _SHEAR + _TILT, float),
@@ -68,7 +68,9 @@ class _Points(NamedTuple):
     cell: NDArray[np.intp]  # K, the cell each point lies in
 
 
-def fit(frame: Proxy, reference: Proxy, model: Model, guesses: list[Matrix], *, features: bool = True) -> Fit:
+def fit(
+    frame: Proxy, reference: Proxy, motion: Motion, guesses: list[Matrix], *, features: bool = True
+) -> Fit:
     """Register `frame` to `reference`, of the same size, from the best of all first guesses."""
     starts = [*guesses, np.eye(3), _by_phase(frame, reference)]
     found = _by_features(frame, reference) if features else None
@@ -81,14 +83,14 @@ def fit(frame: Proxy, reference: Proxy, model: Model, guesses: list[Matrix], *, 
         matrix, shared = start, False
         for level in reversed(range(len(reference.levels))):
             # coarse levels hold too little for more than four parameters
-            kind: Model = model if level < 2 else "similarity"
+            kind: Motion = motion if level < 2 else "similarity"
             finer, agreement = _refine(
                 frame.levels[level], reference.levels[level], matrix, kind, reference.size
             )
             if shared and agreement < SHARED:
                 break
             matrix, shared = finer, agreement >= SHARED
-        fits.append(_measure(frame, reference, matrix, model, judge))
+        fits.append(_measure(frame, reference, matrix, motion, judge))
         if fits[-1].ecc > SURE:  # else the second start may lead further
             break
     return max(fits, key=lambda result: result.ecc)
@@ -220,7 +222,7 @@ def _sample(level: Level, matrix: Matrix, points: _Points) -> tuple[Float, NDArr
 
 
 def _system(
-    level: Level, matrix: Matrix, points: _Points, model: Model, radius: np.float32
+    level: Level, matrix: Matrix, points: _Points, motion: Motion, radius: np.float32
 ) -> tuple[Float, Float, Float, Float, NDArray[np.bool_]]:
     """Jacobian K×p, residual K, weight K, symmetric gradient K×2 (per frame pixel), and who is inside."""
     sampled, inside = _sample(level, matrix, points)
@@ -231,14 +233,14 @@ def _system(
     weight = np.where(inside, 1.0 / (1.0 + (error / (2.4 * scale)) ** 2), 0.0).astype(np.float32)
     u, v, gx, gy = points.u, points.v, gradient[:, 0] * radius, gradient[:, 1] * radius
     rows = [gx, gy, gx * u + gy * v, gy * u - gx * v, gx * u - gy * v, gx * v + gy * u]
-    if model == "homography":
+    if motion == "homography":
         inward = gx * u + gy * v
         rows += [-u * inward, -v * inward]
-    return np.stack(rows[: len(MODELS[model])], axis=1), error, weight, gradient, inside
+    return np.stack(rows[: len(MOTIONS[motion])], axis=1), error, weight, gradient, inside
 
 
 def _refine(
-    frame: Level, reference: Level, matrix: Matrix, model: Model, size: tuple[int, int]
+    frame: Level, reference: Level, matrix: Matrix, motion: Motion, size: tuple[int, int]
 ) -> tuple[Matrix, float]:
     """Gauss–Newton on one level: the matrix, unchanged where it only got worse, and its correlation."""
     points = _points(reference, size)
@@ -249,14 +251,14 @@ def _refine(
     restore = np.linalg.inv(normalise)
     start, before = matrix, _agreement(frame, matrix, points)
     for _ in range(MAX_STEPS):
-        jacobian, error, weight, _, inside = _system(frame, matrix, points, model, radius)
+        jacobian, error, weight, _, inside = _system(frame, matrix, points, motion, radius)
         if inside.mean() < MIN_OVERLAP:
             return start, before
         weighted = jacobian * weight[:, None]
         normal = (weighted.T @ jacobian).astype(np.float64)
         normal += np.eye(len(normal)) * (1e-5 * np.trace(normal) / len(normal) + 1e-12)
         delta = -np.linalg.solve(normal, (weighted.T @ error).astype(np.float64))
-        update = restore @ (np.eye(3) + np.tensordot(delta, MODELS[model], axes=1)) @ normalise
+        update = restore @ (np.eye(3) + np.tensordot(delta, MOTIONS[motion], axes=1)) @ normalise
         matrix = matrix @ update
         matrix = matrix / matrix[2, 2]
         moved = displacement(update, size)
@@ -268,12 +270,12 @@ def _refine(
     return (matrix, after) if after >= before else (start, before)
 
 
-def _measure(frame: Proxy, reference: Proxy, matrix: Matrix, model: Model, judge: int) -> Fit:
+def _measure(frame: Proxy, reference: Proxy, matrix: Matrix, motion: Motion, judge: int) -> Fit:
     """Quality of `matrix`: correlation, what each cell of the reference would still move, and its error."""
     level = reference.levels[0]
     points = _points(level, reference.size)
     _, radius = _centre_and_radius(reference.size)
-    jacobian, error, weight, gradient, inside = _system(frame.levels[0], matrix, points, model, radius)
+    jacobian, error, weight, gradient, inside = _system(frame.levels[0], matrix, points, motion, radius)
     count = CELLS * CELLS
 
     def per_cell(values: Float) -> NDArray[np.float64]:
@@ -291,18 +293,18 @@ def _measure(frame: Proxy, reference: Proxy, matrix: Matrix, model: Model, judge
     scores = np.stack([per_cell(weight * error * column) for column in jacobian.T], axis=1)
     normal = (jacobian * weight[:, None]).T.astype(np.float64) @ jacobian
     inverse = np.linalg.pinv(normal)
-    spread = _corner_error(inverse @ (scores.T @ scores) @ inverse, model, reference.size)
+    spread = _corner_error(inverse @ (scores.T @ scores) @ inverse, motion, reference.size)
     ecc = correlation(frame, reference, matrix, judge)
     return Fit(matrix, ecc, residual, float(inside.mean()), spread)
 
 
-def _corner_error(covariance: NDArray[np.float64], model: Model, size: tuple[int, int]) -> float:
+def _corner_error(covariance: NDArray[np.float64], motion: Motion, size: tuple[int, int]) -> float:
     """Standard error of the displacement at the worst corner, from the covariance of the parameters."""
     _, radius = _centre_and_radius(size)
     worst = 0.0
     for u, v in ((-1, -1), (1, -1), (-1, 1), (1, 1)):
         corner = np.array([u * size[0] / (2 * radius), v * size[1] / (2 * radius), 1.0])
-        moves = MODELS[model] @ corner  # p×3
+        moves = MOTIONS[motion] @ corner  # p×3
         moves = (moves[:, :2] - corner[:2] * moves[:, 2:]) * radius
         worst = max(worst, float(np.trace(moves.T @ covariance @ moves)))
     return math.sqrt(worst)

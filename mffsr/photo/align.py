@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 from mffsr.errors import BracketError
 from mffsr.photo._registration_exposure import exposure_gain
 from mffsr.photo._registration_proxy import Image, Proxy, make_proxy
-from mffsr.photo._registration_solve import MODELS, Fit, Matrix, Model, displacement, fit
+from mffsr.photo._registration_solve import MOTIONS, Fit, Matrix, Motion, displacement, fit
 from mffsr.photo.images import check_registrable
 from mffsr.photo.tone import SRGB, ToneCurve
 
 __all__ = [
-    "MODELS",
+    "MOTIONS",
     "ForeignFrameError",
     "Registration",
     "common_field",
@@ -118,7 +118,7 @@ def register_bracket(
     load: Callable[[int], Image],
     count: int,
     *,
-    model: Model = "similarity",
+    motion: Motion = "similarity",
     curve: ToneCurve = SRGB,
     names: Sequence[str] | None = None,
     on_bad: Callable[[ForeignFrameError], None] | None = None,
@@ -131,8 +131,8 @@ def register_bracket(
     called with the error instead and the frame left out. `progress` gets (done, count). Raises BracketError
     for a size that cannot be registered.
     """
-    if model not in MODELS:
-        raise ValueError(f"unknown model {model!r}: expected one of {', '.join(MODELS)}")
+    if motion not in MOTIONS:
+        raise ValueError(f"unknown motion {motion!r}: expected one of {', '.join(MOTIONS)}")
     if count < 1:
         raise ValueError("no frames")
     names = names if names is not None else [f"frame {i + 1} of {count}" for i in range(count)]
@@ -144,7 +144,7 @@ def register_bracket(
             lambda i: make_proxy(load(i), curve),
             count,
             anchor,
-            model=model,
+            motion=motion,
             name=names[anchor],
             progress=progress,
         )
@@ -232,7 +232,7 @@ def _place_all(
     count: int,
     anchor: int,
     *,
-    model: Model,
+    motion: Motion,
     name: str,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[int, _Placed], dict[int, str], tuple[int, int]]:
@@ -250,7 +250,7 @@ def _place_all(
             proxy = load(index)
             reason = _emptiness(proxy) or _misfit(proxy, fixed)
             if reason is None:
-                found = _place(proxy, trail, fixed, model)
+                found = _place(proxy, trail, fixed, motion)
                 reason = _doubt(found.fit, name, fixed.size)
             if reason is None:
                 trail = found
@@ -262,17 +262,17 @@ def _place_all(
     return placed, refused, fixed.size
 
 
-def _place(proxy: Proxy, trail: _Trail, anchor: Proxy, model: Model) -> _Trail:
+def _place(proxy: Proxy, trail: _Trail, anchor: Proxy, motion: Motion) -> _Trail:
     """Place `proxy` in `anchor`: over its neighbour at the end of `trail`, and directly."""
     if trail.proxy is anchor:
-        direct = fit(proxy, anchor, model, [])
+        direct = fit(proxy, anchor, motion, [])
         return _Trail(proxy, direct, direct.matrix)
-    step = fit(proxy, trail.proxy, model, [trail.pace])
+    step = fit(proxy, trail.proxy, motion, [trail.pace])
     if _doubt(step, "", anchor.size) is not None:
-        return _Trail(proxy, fit(proxy, anchor, model, [trail.fit.matrix]), np.eye(3))
+        return _Trail(proxy, fit(proxy, anchor, motion, [trail.fit.matrix]), np.eye(3))
     chained = step.matrix @ trail.fit.matrix
     chain = step._replace(matrix=chained / chained[2, 2], spread=math.hypot(step.spread, trail.fit.spread))
-    direct = fit(proxy, anchor, model, [chain.matrix], features=False)
+    direct = fit(proxy, anchor, motion, [chain.matrix], features=False)
     apart = displacement(direct.matrix @ np.linalg.inv(chain.matrix), anchor.size)
     if _doubt(direct, "", anchor.size) is not None or apart > 1 + 6 * math.hypot(chain.spread, direct.spread):
         return _Trail(proxy, chain, step.matrix)  # neighbours share more than the ends of a bracket do
