@@ -50,21 +50,60 @@ def find_photos(folder: Path) -> list[Path]:
     """List the photos in a folder, naturally sorted (2 before 10); raises UsageError if there are none."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: not a folder")
-    found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    found = [path for path in folder.iterdir() if _named_as_photo(path)]
     if not found:
         raise UsageError(f"{folder}: no photos (no file there is named as one: .jpg, .png, .tif …)")
     return sorted(found, key=lambda path: natural(path.name))
 
 
+def _named_as_photo(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
 def find_brackets(folder: Path) -> tuple[list[Bracket], list[str]]:
     """Group a folder's photos by name, and name what is missing or does not belong to a bracket.
 
-    The stem ends in -A, -B, _1, _2 …: a separator (- _ or a space) and one letter or a number. What the
-    majority of the scenes has is expected of each: pairs, or triples. Raises UsageError if there is none.
+    The stem ends in -A, -B, _1, _2 …: a separator (- _ or a space) and one letter or a number. Or the folder
+    holds a folder of each kind, named so as well (A and B, source_1 and source_2), with photos of the same
+    names in each. What the majority of the scenes has is expected of each: pairs, or triples. Raises
+    UsageError if there is none.
     """
-    scenes: dict[str, dict[str, list[Path]]] = {}
+    kinds = _folders_of_frames(folder)
+    scenes, faults = _scenes_of_folders(kinds) if kinds else _scenes_of_names(find_photos(folder))
+    counts = Counter(tuple(sorted(found, key=natural)) for found in scenes.values() if len(found) > 1)
+    if not counts:
+        raise UsageError(
+            f"{folder}: no brackets found\n"
+            "expected names such as scene-A.jpg and scene-B.jpg, or A/scene.png and B/scene.png"
+        )
+    expected = max(counts, key=lambda frames: (counts[frames], len(frames)))
+    brackets = []
+    for scene, found in scenes.items():
+        lacking = [frame for frame in expected if frame not in found]
+        beyond = [path for frame, paths in found.items() if frame not in expected for path in paths]
+        twice = [path for paths in found.values() for path in paths[1:]]
+        for frame in lacking if not beyond else ():
+            present = next(iter(found.values()))[0]
+            stem = present.stem if kinds else present.stem[: len(scene) + 1] + frame
+            place = kinds[frame] if kinds else folder
+            faults.append(f"{_within(folder, place / (stem + present.suffix))} is missing")
+        for path in beyond:
+            faults.append(f"{_within(folder, path)} is one frame more than the other brackets have")
+        for path in twice:
+            faults.append(f"{_within(folder, path)} is there under another extension, too")
+        if not lacking and not beyond and not twice:
+            brackets.append(Bracket(scene, expected, tuple(found[frame][0] for frame in expected)))
+    return brackets, faults
+
+
+Scenes = dict[str, dict[str, list[Path]]]  # scene → frame → the files that claim to be it
+
+
+def _scenes_of_names(photos: Sequence[Path]) -> tuple[Scenes, list[str]]:
+    """Part photos by their names, and name those that tell of no frame."""
+    scenes: Scenes = {}
     faults = []
-    for path in find_photos(folder):
+    for path in photos:
         match = re.fullmatch(r"(.+)[-_ ]([A-Za-z]|\d{1,3})", path.stem)
         if match:
             scenes.setdefault(match[1], {}).setdefault(match[2].upper(), []).append(path)
@@ -72,26 +111,37 @@ def find_brackets(folder: Path) -> tuple[list[Bracket], list[str]]:
             faults.append(
                 f"{path.name} is not a frame of a bracket (its name does not end in -A, -B, _1, _2)"
             )
-    counts = Counter(tuple(sorted(found, key=natural)) for found in scenes.values() if len(found) > 1)
-    if not counts:
-        raise UsageError(
-            f"{folder}: no brackets found\n"
-            "expected names such as scene-A.jpg and scene-B.jpg, or scene_1.png and scene_2.png"
-        )
-    expected = max(counts, key=lambda frames: (counts[frames], len(frames)))
-    brackets = []
-    for scene, found in scenes.items():
-        lacking = [frame for frame in expected if frame not in found]
-        beyond = [path.name for frame, paths in found.items() if frame not in expected for path in paths]
-        twice = [path.name for paths in found.values() for path in paths[1:]]
-        for frame in lacking if not beyond else ():
-            present = next(iter(found.values()))[0]
-            faults.append(f"{present.with_stem(present.stem[: len(scene) + 1] + frame).name} is missing")
-        faults += [f"{name} is one frame more than the other brackets have" for name in beyond]
-        faults += [f"{name} is there under another extension, too" for name in twice]
-        if not lacking and not beyond and not twice:
-            brackets.append(Bracket(scene, expected, tuple(found[frame][0] for frame in expected)))
-    return brackets, faults
+    return scenes, faults
+
+
+def _scenes_of_folders(kinds: dict[str, Path]) -> tuple[Scenes, list[str]]:
+    """Part the photos of folders of frames by their names; no photo tells of no frame there."""
+    scenes: Scenes = {}
+    for frame, place in kinds.items():
+        for path in find_photos(place):
+            scenes.setdefault(path.stem, {}).setdefault(frame, []).append(path)
+    return dict(sorted(scenes.items(), key=lambda scene: natural(scene[0]))), []
+
+
+def _folders_of_frames(folder: Path) -> dict[str, Path]:
+    """Return the folder of each frame, where `folder` holds such instead of photos: A and B, source_1 and _2.
+
+    Of several kinds the one with most folders; those of other names, as of truth and results, do not count.
+    """
+    if not folder.is_dir() or any(_named_as_photo(path) for path in folder.iterdir()):
+        return {}
+    kinds: dict[str, dict[str, Path]] = {}
+    for place in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
+        match = re.fullmatch(r"(|.+[-_ ])([A-Za-z]|\d{1,3})|(.*[a-z])([A-Z]|\d{1,3})", place.name)
+        if match and place.is_dir() and any(map(_named_as_photo, place.iterdir())):
+            kind, frame = match[1] if match[2] else match[3], match[2] or match[4]
+            kinds.setdefault(kind, {})[frame.upper()] = place
+    most = max(kinds.values(), key=len, default={})
+    return most if len(most) > 1 else {}
+
+
+def _within(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
 
 
 def find_results(folder: Path, brackets: Sequence[Bracket]) -> tuple[dict[str, Path], list[str], list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import math
 import signal
 from concurrent.futures import Executor, Future
@@ -375,6 +376,29 @@ def test_triples_are_brackets_too(tmp_path: Path) -> None:
     brackets, faults = find_brackets(tmp_path)
     assert [(len(b.paths), b.frames) for b in brackets] == [(3, ("A", "B", "C"))] * 2
     assert not faults
+
+
+@pytest.mark.parametrize("kinds", [("A", "B"), ("source_1", "source_2"), ("sourceA", "sourceB"), ("1", "2")])
+def test_a_folder_of_each_frame_holds_brackets_too(kinds: tuple[str, str], tmp_path: Path) -> None:
+    for kind in (*kinds, "truth", "full_clear"):  # those of other kinds are no frames
+        (tmp_path / kind).mkdir()
+        touch(tmp_path / kind, "10.jpg", "2.jpg", "pair-A.jpg")
+    (tmp_path / "D").mkdir()  # without photos
+    brackets, faults = find_brackets(tmp_path)
+    assert [(b.name, [p.relative_to(tmp_path).as_posix() for p in b.paths]) for b in brackets] == [
+        (name, [f"{kind}/{name}.jpg" for kind in kinds]) for name in ("2", "10", "pair-A")
+    ]
+    assert not faults
+    (tmp_path / kinds[1] / "10.jpg").unlink()
+    touch(tmp_path / kinds[0], "2.png")
+    brackets, faults = find_brackets(tmp_path)
+    assert [bracket.name for bracket in brackets] == ["pair-A"]
+    assert len(faults) == 2
+    assert re.fullmatch(rf"{kinds[0]}/2\..* is there under another extension, too", faults[0])
+    assert faults[1] == f"{kinds[1]}/10.jpg is missing"
+    touch(tmp_path, "other.jpg")  # photos of the folder itself count first
+    with pytest.raises(UsageError, match=r"no brackets found\nexpected names such as scene-A\.jpg"):
+        find_brackets(tmp_path)
 
 
 @pytest.mark.parametrize(
