@@ -21,7 +21,7 @@ import numpy as np
 from mffsr.errors import PhotoError
 from mffsr.photo import Pixels
 
-__all__ = ["BrightFrame", "Frame", "FrameStore", "disk_needed", "row_blocks"]
+__all__ = ["CodedFrame", "Frame", "FrameStore", "disk_needed", "row_blocks"]
 
 IN_MEMORY = 64 << 20  # bytes that all frames of a bracket may take together before they go to a file
 BLOCK = 8 << 20  # bytes handled at once where a whole frame is walked through
@@ -52,20 +52,20 @@ class StoredFrame:
         return columns if columns.shape == out.shape else np.ascontiguousarray(columns)
 
 
-class BrightFrame:
-    """A frame H×W×C that shows what is dark: brighter by some bits, and white above."""
+class CodedFrame:
+    """A frame H×W×C of other values: for each of its own the one that stands there in `table`."""
 
-    def __init__(self, frame: Frame, bits: int) -> None:
+    def __init__(self, frame: Frame, table: Pixels) -> None:
         self.shape: tuple[int, ...] = frame.shape
-        self.dtype: np.dtype[Any] = frame.dtype
-        self._frame, self._bits = frame, bits
+        self.dtype: np.dtype[Any] = table.dtype
+        self._frame, self._table = frame, table
 
     def __getitem__(self, part: tuple[slice, slice]) -> Pixels:
-        white = np.iinfo(self.dtype).max >> self._bits
-        return np.minimum(self._frame[part], white) * self.dtype.type(1 << self._bits)
+        found: Pixels = self._table[self._frame[part]]
+        return found
 
 
-Frame = Pixels | StoredFrame | BrightFrame  # H×W×C, uint8 or uint16
+Frame = Pixels | StoredFrame | CodedFrame  # H×W×C, uint8 or uint16
 
 
 class FrameStore:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mffsr import __version__
 from mffsr.errors import BracketError, UsageError
 from mffsr.events import Events
-from mffsr.frames import BrightFrame, Frame, FrameStore, row_blocks
+from mffsr.frames import CodedFrame, Frame, FrameStore, row_blocks
 from mffsr.photo import (
     XMP_NAMESPACE,
     Photo,
@@ -88,18 +88,29 @@ class Stack:
 
     @property
     def to_judge(self) -> list[Frame]:
-        """Return the same as they are compared: none too dark to see what is in focus."""
-        return [BrightFrame(frame, self.dim) for frame in self.in_order] if self.dim else self.in_order
+        """Return the same as they are compared: as pictures of cameras look, and none too dark.
+
+        That is what FAPN has learned from; in linear light faint things have hardly any detail.
+        """
+        if not self.dim and not self._plain_curve.is_linear:
+            return self.in_order
+        table = self.curve.as_srgb(cast("np.dtype[np.unsignedinteger]", self.frames[0].dtype))
+        return [CodedFrame(frame, table) for frame in self.in_order]
 
     @property
     def curve(self) -> ToneCurve:
-        """Return the tone curve of the frames, by which they are registered and exposed.
+        """Return the tone curve of the frames, by which they are registered and exposed."""
+        return self._plain_curve.brighter(self.dim)
 
-        Gray of 16 bits without a profile is what scientific cameras write, counts of light; anything else
-        without one is sRGB.
+    @property
+    def _plain_curve(self) -> ToneCurve:
+        """That of the colour profile.
+
+        Gray of 16 bits without one is what scientific cameras write, counts of light; anything else without
+        one is sRGB.
         """
         counts = all(h.bit_depth == 16 and h.pixels.shape[2] == 1 and h.icc is None for h in self.heads)
-        return (LINEAR if counts else tone_curve(self.heads[0].icc)).brighter(self.dim)
+        return LINEAR if counts else tone_curve(self.heads[0].icc)
 
     def lowered(self, pixels: Pixels) -> Pixels:
         """Return pixels of a frame as bright as they were read."""

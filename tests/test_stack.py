@@ -28,7 +28,7 @@ from mffsr.frames import FrameStore, disk_needed, row_blocks
 from mffsr.photo import Photo, is_result, read_photo, write_photo
 from mffsr.photo._ifd import parse_exif
 from mffsr.photo.align import Registration
-from mffsr.photo.tone import LINEAR
+from mffsr.photo.tone import LINEAR, SRGB
 from mffsr.plan import Plan, memory_of, plan_tiles
 from mffsr.render import enlarge_plane
 from mffsr.stack import covered, field_of_view, near_first, read_stack, register, resample
@@ -581,6 +581,21 @@ def test_gray_of_16_bits_without_a_profile_counts_light(dtype, channels, profile
     with FrameStore(2) as frames, FrameStore(2) as alphas:
         both = [photo(pixels, icc=icc if profile else None)] * 2
         assert (read_stack(both, frames, alphas, Events()).curve is LINEAR) == linear
+
+
+@pytest.mark.parametrize(("gamma", "coded"), [(1.0, True), (2.2, False), (None, True)])
+def test_linear_frames_are_judged_as_cameras_would_show_them(gamma, coded):
+    """FAPN has learned from such; gray of 16 bits without a profile is linear."""
+    icc = gamma and bytes(imagecodecs.cms_profile("gray", whitepoint=[0.3127, 0.329, 1], gamma=gamma))
+    lightness = np.linspace(0, 1, 64 * 64).reshape(64, 64, 1)
+    linear = np.rint(np.interp(lightness, np.linspace(0, 1, 65536), SRGB.light) * 65535).astype(np.uint16)
+    with FrameStore(2) as frames, FrameStore(2) as alphas:
+        stack = read_stack([photo(linear, icc=icc)] * 2, frames, alphas, Events())
+        seen = stack.to_judge[0][slice(0, 64), slice(None)]
+    if coded:
+        np.testing.assert_allclose(seen / 65535, lightness, atol=2e-4)
+    else:
+        assert np.array_equal(seen, linear)
 
 
 @pytest.mark.parametrize(("factor", "exposure", "told"), [(0.9, True, 0), (0.6, True, 1), (0.6, False, 0)])

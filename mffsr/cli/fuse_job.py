@@ -411,7 +411,7 @@ def parse_memory(text: str) -> int | None:
     """Return bytes for something like 4G, None for nothing; raises UsageError."""
     if not text:
         return None
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([KMGT]?)i?B?", text, re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([KMGT]?)i?B?", text, re.IGNORECASE | re.ASCII)
     size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
     if size < 1:
         raise UsageError(f"max-memory {text}: expected something like 4G or 800M")

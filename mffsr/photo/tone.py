@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 __all__ = ["LINEAR", "SRGB", "ToneCurve", "tone_curve"]
 
 VALUES = np.linspace(0.0, 1.0, 1 << 16)
+LIGHT_OF_THE_MIDDLE = 0.4  # of linear values it is 0.5, of gamma 1.8 it is 0.29, of sRGB 0.21
 SAME = 2e-4  # of linear light: profiles of sRGB differ by so much
 
 
@@ -24,6 +25,15 @@ class ToneCurve(NamedTuple):
     def table(self, dtype: np.dtype[np.unsignedinteger[Any]]) -> NDArray[np.float32]:
         """Return the linear light of each value of uint8 or uint16."""
         return self.light[:: (len(VALUES) - 1) // int(np.iinfo(dtype).max)].astype(np.float32)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether values go with light rather than with lightness, as of cameras' pictures."""
+        return bool(np.interp(0.5, VALUES, self.light / self.light[-1]) > LIGHT_OF_THE_MIDDLE)
+
+    def as_srgb(self, dtype: np.dtype[np.unsignedinteger[Any]]) -> NDArray[Any]:
+        """Return for each value of uint8 or uint16 that of the same light in sRGB, of that type as well."""
+        return np.rint(SRGB.value(self.table(dtype)) * np.iinfo(dtype).max).astype(dtype)
 
     def value(self, light: NDArray[Any]) -> NDArray[np.float64]:
         """Return the pixel values, 0…1, of linear light; white beyond the end of the curve."""
