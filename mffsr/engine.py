@@ -33,6 +33,7 @@ from mffsr.limits import SMALLEST_TILE
 from mffsr.model import JointModel
 from mffsr.photo import Photo, output_metadata, planes_of, with_depth
 from mffsr.photo.align import Registration
+from mffsr.photo.tone import ToneCurve
 from mffsr.plan import LARGEST_TILE, Plan, memory_of, plan_tiles
 from mffsr.regions import fill_holes
 from mffsr.render import Rendered, enlarge_plane, render
@@ -64,6 +65,7 @@ class Fusion:
     shares: Sequence[float]  # of the picture, per frame
     rendered: Rendered
     focus_tiles: tuple[int, int]  # tiles of full resolution that FAPN ran on, and all of them
+    shown: ToneCurve | None = None  # of dark photos, by which to show them; None: as they are
     undecided: float = 0.0  # share of the picture that is sharp in no frame
     dropped: dict[int, str] = field(default_factory=dict)  # frames that do not belong, and why
     seconds: dict[str, float] = field(default_factory=dict)
@@ -111,21 +113,26 @@ def fuse(
     runtime = choose(device, precision, max_memory)
     model, parts = load_model(scale, weights)
     model = runtime.place(model)
-    fusion = fuse_bracket(
-        photos,
-        model,
-        runtime,
-        tile=tile,
-        align=align,
-        motion=motion,
-        exposure=exposure,
-        on_bad_frame=on_bad_frame,
-        crop=crop,
-        prefer=prefer,
-        depth=depth,
-        provenance=provenance(parts),
-        events=Events(warning=lambda text: warnings.warn(text, stacklevel=2)),
-    )
+    told: list[str] = []
+    try:
+        fusion = fuse_bracket(
+            photos,
+            model,
+            runtime,
+            tile=tile,
+            align=align,
+            motion=motion,
+            exposure=exposure,
+            on_bad_frame=on_bad_frame,
+            crop=crop,
+            prefer=prefer,
+            depth=depth,
+            provenance=provenance(parts),
+            events=Events(warning=told.append),
+        )
+    finally:
+        for text in told:  # from here, so that they name the caller's line
+            warnings.warn(text, stacklevel=2)
     return fusion.photo
 
 
@@ -229,6 +236,7 @@ def _told(
         shares=(counts / given.size).tolist(),
         rendered=rendered,
         focus_tiles=(focus.tiles_run, focus.tiles_all),
+        shown=stack.shown,
         undecided=focus.undecided,
         dropped=stack.dropped,
         seconds=seconds,

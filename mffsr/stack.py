@@ -98,6 +98,12 @@ class Stack:
         return [CodedFrame(frame, table) for frame in self.in_order]
 
     @property
+    def shown(self) -> ToneCurve | None:
+        """Return the curve by which dark frames, as read, are to be shown; None: as their profile says."""
+        bits = self.raised + self.dim
+        return self._plain_curve.brighter(bits) if bits else None
+
+    @property
     def curve(self) -> ToneCurve:
         """Return the tone curve of the frames, by which they are registered and exposed."""
         return self._plain_curve.brighter(self.dim)

@@ -145,8 +145,9 @@ def test_fuse_takes_a_stack(stack, tiny_weights):
     assert named.returncode == 0, named.stderr
     fused = read_photo(stack.with_name("cell-fused-x1.tif")).pixels
     assert np.array_equal(fused, read_photo(stack.with_name("named.tif")).pixels)
-    with pytest.warns(UserWarning, match="of the picture is plain"):
+    with pytest.warns(UserWarning, match="of the picture is plain") as warned:
         here = mffsr.fuse([stack], scale=1, weights=str(tiny_weights), align=False)
+    assert warned[0].filename == __file__, "it names the line that asked for it"
     assert np.array_equal(fused, here.pixels)
     for arguments, words in (
         (("cell.tif", "-o", "cell.tif", "-f"), "is one of the inputs"),

@@ -27,6 +27,7 @@ from mffsr.focus_map import preview
 from mffsr.frames import FrameStore
 from mffsr.photo import Photo, read_photo, write_photo
 from mffsr.photo._colour import srgb_profile
+from mffsr.photo.tone import SRGB
 from mffsr.photo.web import jpeg, web_pixels
 from mffsr.report import Entry, Making, bracket_page, index_page, is_ours, read_card, take_pictures
 from mffsr.report import pictures as pictures_module
@@ -126,6 +127,23 @@ def test_pictures_are_the_result_and_the_frames_by_bicubic_interpolation(fused):
         assert difference(decoded(picture.data), linear) > difference(decoded(picture.data), bicubic)
     assert pictures.zoom == 1
     assert pictures.details == []
+
+
+@pytest.mark.parametrize("top", [1023, 4095])
+def test_what_scientific_cameras_count_is_shown_as_one_would_see_it(top, cpu):
+    near, far, sharp, _ = bracket(96, 128)
+    lightness = [cv2.cvtColor(p, cv2.COLOR_RGB2GRAY)[:, :, None] for p in (near, sharp, far)]
+    linear = [np.rint(SRGB.table(p.dtype)[p] * top).astype(np.uint16) for p in lightness]
+    taken = []
+
+    def inspect(frames, fusion):
+        taken.append(take_pictures(frames, fusion, 1))
+
+    fuse_bracket([Photo(pixels=p) for p in linear], tiny_model(1), cpu, align=False, inspect=inspect)
+    for index, picture in taken[0].sources.items():
+        shown = decoded(picture.data)[:, :, :1]
+        assert difference(shown, lightness[index]) < 4
+    assert "here they are shown brighter" in bracket_page(told(), taken[0], MAKING)
 
 
 def test_the_focus_map_has_the_colours_of_the_legend(fused):

@@ -51,6 +51,7 @@ def pictures() -> Pictures:
         cover=plain(GREEN, 90, 60),
         colours=["#ff0000", "#0000ff", "#00ff00"],
         zoom=0.5,
+        brightened=False,
     )
 
 

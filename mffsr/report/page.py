@@ -91,6 +91,8 @@ def _viewer(told: Mapping[str, Any], pictures: Pictures) -> str:
         sources.append(image(detail.source, f"Detail of photo {detail.frame + 1}", f"{where} hidden"))
         details.append(_choice(where, image(detail.thumb, ""), detail.frame, paths[detail.frame], False))
     strips = f'<div class="strip" role="group" aria-label="Photo to compare with">{"".join(choices)}</div>'
+    if pictures.brightened:
+        strips += '<p class="note">The photos are dark: here they are shown brighter than they are.</p>'
     if details:
         strips += (
             f'<p class="note">Above, the picture is reduced to {pictures.zoom:.0%} to keep this page small. '

@@ -10,7 +10,8 @@ reduced, and its frames alike; then `details` show the sharpest part that each f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from dataclasses import replace
+from typing import NamedTuple, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 
 from mffsr.engine import Fusion
 from mffsr.focus_map import Labels, preview
-from mffsr.frames import Frame
+from mffsr.frames import CodedFrame, Frame
 from mffsr.photo import Photo, Pixels
+from mffsr.photo.tone import ToneCurve
 from mffsr.photo.web import jpeg, web_pixels
 
 __all__ = ["Detail", "Picture", "Pictures", "take_pictures"]
@@ -68,14 +70,19 @@ class Pictures(NamedTuple):
     cover: Picture  # the result, small
     colours: list[str]  # of the labels, #rrggbb by index
     zoom: float  # pixels of `result` per pixel of the real one, at most 1
+    brightened: bool  # shown so, as the photos are dark
 
 
 def take_pictures(frames: Mapping[int, Frame], fusion: Fusion, scale: int) -> Pictures:
     """Return what a report shows of a fused bracket.
 
     `frames` are the registered ones (H×W×C) by index, those left out missing; `fusion` is made of them with
-    `scale`. Colours are converted to sRGB from the profile they share.
+    `scale`. Colours are converted to sRGB from the profile they share; dark photos are shown as
+    `fusion.shown` says.
     """
+    brightened = fusion.shown is not None
+    if fusion.shown is not None:
+        frames, fusion = _brightened(frames, fusion, fusion.shown)
     icc = fusion.photo.icc
     width, height = fusion.photo.size
     fused, quality = _within_budget(fusion.photo, BUDGET // (len(frames) + 1))
@@ -100,7 +107,21 @@ def take_pictures(frames: Mapping[int, Frame], fusion: Fusion, scale: int) -> Pi
         cover=_picture(_within(fused, COVER), 80),
         colours=["#{:02x}{:02x}{:02x}".format(*(int(v) for v in colour)) for colour in colours],
         zoom=zoom,
+        brightened=brightened,
     )
+
+
+def _brightened(
+    frames: Mapping[int, Frame], fusion: Fusion, curve: ToneCurve
+) -> tuple[dict[int, Frame], Fusion]:
+    """Return frames and result as sRGB has the light that `curve` says they mean."""
+    photo = fusion.photo
+    pixels = curve.as_srgb(np.dtype(photo.pixels.dtype))[photo.pixels]
+    seen: dict[int, Frame] = {
+        index: CodedFrame(frame, curve.as_srgb(cast("np.dtype[np.unsignedinteger]", frame.dtype)))
+        for index, frame in frames.items()
+    }
+    return seen, replace(fusion, photo=replace(photo, pixels=pixels, icc=None))
 
 
 def _within_budget(photo: Photo, share: int) -> tuple[NDArray[np.uint8], int]:
