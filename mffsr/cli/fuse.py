@@ -107,9 +107,9 @@ def fuse(
         started = time.perf_counter()
         tile_size = parse_tile(tile)
         memory = parse_memory(max_memory)
+        existing = settle_existing(on_exists, force=force)
         paths = bracket_of(photos, own_files(output, focus_map))
         _warn_of_results(paths, console)
-        existing = settle_existing(on_exists, force=force)
         job = prepare(
             paths,
             output,
