@@ -33,6 +33,7 @@ from mffsr.limits import SMALLEST_TILE
 from mffsr.model import JointModel
 from mffsr.photo import Photo, output_metadata, planes_of, with_depth
 from mffsr.photo.align import Registration
+from mffsr.photo.brackets import check_count
 from mffsr.photo.tone import ToneCurve
 from mffsr.plan import LARGEST_TILE, Plan, memory_of, plan_tiles
 from mffsr.regions import fill_holes
@@ -108,8 +109,7 @@ def fuse(
         raise UsageError(f"{type(photos).__name__} given, expected a list of at least 2 photos")
     if len(photos) == 1 and isinstance(photos[0], str | os.PathLike):
         photos = planes_of(photos[0])
-    if len(photos) < 2:
-        raise UsageError(f"{len(photos)} photo given, expected at least 2: a bracket of one scene")
+    check_count(len(photos))
     runtime = choose(device, precision, max_memory)
     model, parts = load_model(scale, weights)
     model = runtime.place(model)

@@ -69,7 +69,7 @@ def find_brackets(folder: Path) -> tuple[list[Bracket], list[str]]:
     UsageError if there is none.
     """
     kinds = _folders_of_frames(folder)
-    scenes, faults = _scenes_of_folders(kinds) if kinds else _scenes_of_names(find_photos(folder))
+    scenes, faults = (_scenes_of_folders(kinds), []) if kinds else _scenes_of_names(find_photos(folder))
     counts = Counter(tuple(sorted(found, key=natural)) for found in scenes.values() if len(found) > 1)
     if not counts:
         raise UsageError(
@@ -114,13 +114,13 @@ def _scenes_of_names(photos: Sequence[Path]) -> tuple[Scenes, list[str]]:
     return scenes, faults
 
 
-def _scenes_of_folders(kinds: dict[str, Path]) -> tuple[Scenes, list[str]]:
+def _scenes_of_folders(kinds: dict[str, Path]) -> Scenes:
     """Part the photos of folders of frames by their names; no photo tells of no frame there."""
     scenes: Scenes = {}
     for frame, place in kinds.items():
         for path in find_photos(place):
             scenes.setdefault(path.stem, {}).setdefault(frame, []).append(path)
-    return dict(sorted(scenes.items(), key=lambda scene: natural(scene[0]))), []
+    return dict(sorted(scenes.items(), key=lambda scene: natural(scene[0])))
 
 
 def _folders_of_frames(folder: Path) -> dict[str, Path]:

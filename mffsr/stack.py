@@ -40,7 +40,7 @@ from mffsr.photo.align import (
     register_bracket,
     warp,
 )
-from mffsr.photo.brackets import named_as_result
+from mffsr.photo.brackets import check_count, named_as_result
 from mffsr.photo.tone import LINEAR, ToneCurve, tone_curve
 
 __all__ = [
@@ -94,7 +94,7 @@ class Stack:
         """
         if not self.dim and not self._plain_curve.is_linear:
             return self.in_order
-        table = self.curve.as_srgb(cast("np.dtype[np.unsignedinteger]", self.frames[0].dtype))
+        table = self.curve.as_srgb(self.frames[0].dtype)
         return [CodedFrame(frame, table) for frame in self.in_order]
 
     @property
@@ -150,8 +150,7 @@ def read_stack(sources: Sequence[Source], frames: FrameStore, alphas: FrameStore
     not depend on which photo was named first. Raises UsageError, PhotoError, or BracketError where frames
     differ in size, colour profile or transparency.
     """
-    if len(sources) < 2:
-        raise UsageError(f"{len(sources)} photo given, expected at least 2: a bracket of one scene")
+    check_count(len(sources))
     heads: list[Photo] = []
     digests: list[bytes] = []
     size, brightest, bright = (0, 0), 0, 0

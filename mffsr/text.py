@@ -11,7 +11,7 @@ from pathlib import Path
 
 __all__ = ["file_of", "natural", "plane_name", "plane_of", "visible"]
 
-_PLANE = re.compile(r"(.+\.tiff?)\[(\d{1,6})\]", re.IGNORECASE)
+_PLANE = re.compile(r"(.+)\[(\d{1,6})\]")
 
 
 def visible(text: str) -> str:

@@ -14,6 +14,7 @@ import tifffile
 from conftest import bracket
 
 import mffsr
+from mffsr.cli.outputs import aligned_names, default_output
 from mffsr.errors import PhotoError
 from mffsr.photo import planes_of, read_header, read_photo
 from mffsr.photo.brackets import find_brackets
@@ -50,6 +51,17 @@ def test_the_planes_of_a_stack(kind, tmp_path):
     assert not told
     with pytest.raises(PhotoError, match=r"stack\.tif\[3\]: is not there: the file has 3, counted from 0"):
         read_photo(tmp_path / "stack.tif[3]")
+
+
+@pytest.mark.parametrize("name", ["cell.lsm", "cell", "cell.tif[1]"])
+def test_a_stack_of_any_name(name, tmp_path):
+    tifffile.imwrite(tmp_path / name, GRAY, photometric="minisblack")
+    planes = planes_of(tmp_path / name)
+    assert [plane.name for plane in planes] == [f"{name}[{number}]" for number in range(3)]
+    for plane, expected in zip(planes, GRAY, strict=True):
+        assert np.array_equal(read_photo(plane).pixels[:, :, 0], expected)
+    assert default_output(planes[0], 2, 16).name == f"{(tmp_path / name).stem}-fused-x2.tif"
+    assert aligned_names(planes, tmp_path)[2].name == f"003-{(tmp_path / name).stem}.tif"
 
 
 @pytest.mark.parametrize(

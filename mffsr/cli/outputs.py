@@ -47,7 +47,7 @@ def _marks(path: Path) -> set[object]:
 
 def default_output(first: Path, scale: int, depth: int) -> Path:
     """Return the name beside the first photo, of a format that holds `depth` bits."""
-    return first.with_name(f"{first.stem}-fused-x{scale}{default_suffix(first, depth)}")
+    return first.with_name(f"{file_of(first).stem}-fused-x{scale}{default_suffix(first, depth)}")
 
 
 def default_suffix(first: Path, depth: int) -> str:
@@ -72,7 +72,7 @@ def aligned_names(photos: Sequence[Path], folder: Path) -> list[Path]:
     """Return where registered photos go: numbered, as PNG where they are such, else as TIFF."""
     suffixes = [".png" if photo.suffix.lower() == ".png" else ".tif" for photo in photos]
     return [
-        folder / f"{number:03d}-{photo.stem}{suffix}"
+        folder / f"{number:03d}-{file_of(photo).stem}{suffix}"
         for number, (photo, suffix) in enumerate(zip(photos, suffixes, strict=True), 1)
     ]
 

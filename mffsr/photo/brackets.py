@@ -33,10 +33,10 @@ from ._sniff import RAW_SUFFIXES
 from .capture import SUFFIXES, Capture, read_capture, similarity, thumbnail
 from .images import MAX_PIXELS, planes_of, read_header
 
-__all__ = ["Bracket", "Found", "find_brackets", "named_as_result", "photos_in"]
+__all__ = ["Bracket", "Found", "check_count", "find_brackets", "named_as_result", "photos_in"]
 
 GROUPINGS = ("auto", "folder", "time", "none")
-STACKS = (".tif", ".tiff")
+STACKS = (".tif", ".tiff")  # the only files of a folder that are opened to see whether they are stacks
 LONGEST_GAP = 30.0  # s, beside the exposure: rails and flashes take 10 to 20 s a frame
 UNEVEN = 5.0  # a pause so many times the usual one of the bracket ends it
 SHORT_GAP = 3.0  # s; shorter pauses never end one: many cameras note whole seconds only
@@ -72,6 +72,13 @@ class Found:
         while any(name == other.name for other in self.brackets):
             name += "-2"
         self.brackets.append(Bracket(name=name, photos=photos, why=why))
+
+
+def check_count(photos: int) -> None:
+    """Raise UsageError for fewer photos than a bracket has."""
+    if photos < 2:
+        some = "1 photo" if photos else "no photos"
+        raise UsageError(f"{some} given, expected at least 2: a bracket of one scene")
 
 
 def find_brackets(

@@ -22,7 +22,7 @@ class ToneCurve(NamedTuple):
 
     light: NDArray[np.float64]
 
-    def table(self, dtype: np.dtype[np.unsignedinteger[Any]]) -> NDArray[np.float32]:
+    def table(self, dtype: np.dtype[Any]) -> NDArray[np.float32]:
         """Return the linear light of each value of uint8 or uint16."""
         return self.light[:: (len(VALUES) - 1) // int(np.iinfo(dtype).max)].astype(np.float32)
 
@@ -31,7 +31,7 @@ class ToneCurve(NamedTuple):
         """Whether values go with light rather than with lightness, as of cameras' pictures."""
         return bool(np.interp(0.5, VALUES, self.light / self.light[-1]) > LIGHT_OF_THE_MIDDLE)
 
-    def as_srgb(self, dtype: np.dtype[np.unsignedinteger[Any]]) -> NDArray[Any]:
+    def as_srgb(self, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return for each value of uint8 or uint16 that of the same light in sRGB, of that type as well."""
         return np.rint(SRGB.value(self.table(dtype)) * np.iinfo(dtype).max).astype(dtype)
 

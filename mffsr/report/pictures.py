@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -116,11 +116,12 @@ def _brightened(
 ) -> tuple[dict[int, Frame], Fusion]:
     """Return frames and result as sRGB has the light that `curve` says they mean."""
     photo = fusion.photo
-    pixels = curve.as_srgb(np.dtype(photo.pixels.dtype))[photo.pixels]
+    depths = {photo.pixels.dtype, *(frame.dtype for frame in frames.values())}
+    tables = {depth: curve.as_srgb(depth) for depth in depths}
     seen: dict[int, Frame] = {
-        index: CodedFrame(frame, curve.as_srgb(cast("np.dtype[np.unsignedinteger]", frame.dtype)))
-        for index, frame in frames.items()
+        index: CodedFrame(frame, tables[frame.dtype]) for index, frame in frames.items()
     }
+    pixels = tables[photo.pixels.dtype][photo.pixels]
     return seen, replace(fusion, photo=replace(photo, pixels=pixels, icc=None))
 
 
