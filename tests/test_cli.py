@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from mffsr import __version__
 from mffsr.checkpoint import weights_folder
+from mffsr.cli import fuse as fuse_command
 from mffsr.cli.app import app
 from mffsr.cli.console import Console, failure_text, terminating
 from mffsr.cli.fuse_job import Motion, expand, parse_memory, parse_tile
@@ -203,6 +204,20 @@ def test_a_second_run_renames_all_that_it_writes(quick, folder):
     assert Path("o-2.png").exists()
     assert Path("m-4.png").exists()
     assert Path("m-4-preview.png").exists()
+
+
+def test_a_name_that_is_taken_while_computing_is_not_lost_work(quick, folder, monkeypatch):
+    run_job = fuse_command.run_job
+
+    def slow(*arguments, **options):
+        (folder / "o.png").write_bytes(b"of another program")
+        return run_job(*arguments, **options)
+
+    monkeypatch.setattr(fuse_command, "run_job", slow)
+    result = quick("a.jpg", "b.jpg", "-s", 1, "-o", "o.png", "--on-exists", "rename")
+    assert (result.exit_code, result.stdout) == (0, "o-2.png\n")
+    assert read_photo("o-2.png").size == (96, 72)
+    assert (folder / "o.png").read_bytes() == b"of another program"
 
 
 def test_json_is_all_there_is_on_stdout(fuse, folder):

@@ -27,6 +27,7 @@ from mffsr.cli.fuse_job import (
     parse_tile,
     prepare,
     settle_existing,
+    with_free_names,
 )
 from mffsr.cli.fuse_plan import describe_frame
 from mffsr.cli.fuse_plan import dry_run as plan_only
@@ -158,6 +159,8 @@ def fuse(
             console=console,
             report=page,
         )
+        if existing is OnExists.rename:  # another program may have taken the name meanwhile
+            job = with_free_names(job)
         write_result(job, fusion, quality, console)
         seconds = time.perf_counter() - started
         told = describe(job, fusion, runtime, seconds, console)

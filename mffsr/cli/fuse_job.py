@@ -43,6 +43,7 @@ __all__ = [
     "prepare",
     "settle_existing",
     "wanted_depth",
+    "with_free_names",
 ]
 
 
@@ -266,8 +267,6 @@ def prepare(
     target = output if output is not None else default_output(paths[0], scale, wanted)
     aligned = aligned_names(paths, framing.save_aligned) if framing.save_aligned is not None else []
     if on_exists is OnExists.rename:
-        target = free_name(target)
-        focus_map = free_name(focus_map, with_preview) if focus_map is not None else None
         aligned = [free_name(path) for path in aligned]
     job = Job(
         photos=paths,
@@ -284,12 +283,20 @@ def prepare(
         focus_map=focus_map,
         aligned=tuple(aligned),
     )
+    if on_exists is OnExists.rename:
+        job = with_free_names(job)
     check_outputs(job.outputs, paths)
     if os.path.lexists(target) and on_exists is OnExists.skip:
         console.message(f"{target}: exists, skipped")
         console.result(str(target), {"output": str(target), "skipped": True})
         raise typer.Exit(0)
     return replace(job, depth=_settle(job, depth, console))
+
+
+def with_free_names(job: Job) -> Job:
+    """Return the job with other names for its photo and map where those are taken."""
+    focus_map = free_name(job.focus_map, with_preview) if job.focus_map is not None else None
+    return replace(job, output=free_name(job.output), focus_map=focus_map)
 
 
 def wanted_depth(asked: Depth, deepest: int) -> int:
