@@ -74,14 +74,17 @@ def weights_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "weights"
 
 
-def find(weights: str, scale: int) -> tuple[Path, Path | None]:
+def find(weights: str | os.PathLike[str], scale: int) -> tuple[Path, Path | None]:
     """Return the FAPN file and the FN file (None at scale 1) that `weights` stands for.
 
     `weights` is the name of a bundled set ("photo", "clean", "paper"), a folder with `fapn.safetensors` and
     `x2.safetensors` … as training writes it, or one file, which replaces the bundled one of its kind. A
     folder without a FAPN, as of a run that trained SRN alone, goes with the bundled one, but not at scale 1,
-    where it would give nothing. Raises CheckpointError where a file is missing.
+    where it would give nothing. Raises CheckpointError where a file is missing, UsageError for no name.
     """
+    if not isinstance(weights, str | os.PathLike):
+        raise UsageError(f"weights are {type(weights).__name__}, expected the name of a set, file or folder")
+    weights = os.fspath(weights)
     bundled = weights_folder()
     fapn, fn = bundled / "fapn.safetensors", bundled / f"photo-x{scale}.safetensors"
     names = sorted(
@@ -222,7 +225,7 @@ def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
         return {name: file.get_tensor(name) for name in sorted(names)}
 
 
-def load_model(scale: int, weights: str = "photo") -> tuple[JointModel, list[Checkpoint]]:
+def load_model(scale: int, weights: str | os.PathLike[str] = "photo") -> tuple[JointModel, list[Checkpoint]]:
     """Return the joint model for `scale`, on the CPU, and the files it was made from, the FAPN's first.
 
     `weights`: see `find`. Raises UsageError for another scale than 1, 2, 3 or 4, and CheckpointError for

@@ -94,12 +94,15 @@ def choose(device: str = "auto", precision: str = "auto", max_memory: int | None
     UsageError for a device or precision that is not there, and names those that are, and for a limit below
     1; DeviceError where a graphics card does not answer.
     """
-    if max_memory is not None and max_memory < 1:
+    try:
+        limit = 1 << 62 if max_memory is None else int(max_memory)
+    except (TypeError, ValueError):
+        limit = 0
+    if limit < 1:
         raise UsageError(f"max_memory {max_memory}: expected bytes, at least 1")
     chosen = find_device(device, precision)
     memory = int(0.8 * available_memory(chosen))  # first: it is what tells of a card that does not answer
     dtype, why = _precision(chosen) if precision == "auto" else (PRECISIONS[precision], "as asked")
-    limit = 1 << 62 if max_memory is None else int(max_memory)
     label = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen.type.upper()
     label = f"{label}, {torch.get_num_threads()} threads" if chosen.type == "cpu" else label
     reason = f"{label}, {_name(dtype)} ({why})"

@@ -76,7 +76,7 @@ def fuse(
     photos: Sequence[Source],
     *,
     scale: int = 2,
-    weights: str = "photo",
+    weights: str | os.PathLike[str] = "photo",
     device: str = "auto",
     precision: str = "auto",
     tile: int | None = None,

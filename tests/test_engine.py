@@ -455,11 +455,13 @@ def test_a_picture_too_large_for_the_memory_is_no_matter_of_tiles(cpu):
         (Photo(pixels=np.zeros((4, 4, 3), np.uint8)), {}, "Photo given, expected a list"),
         ([np.zeros((64, 64, 3), np.uint8)] * 2, {"tile": 100.0}, "tile is 100.0, expected .* at least 64"),
         ([np.zeros((64, 64, 3), np.uint8)] * 2, {"max_memory": 0}, "max_memory 0: expected bytes"),
+        ([np.zeros((64, 64, 3), np.uint8)] * 2, {"max_memory": "4G"}, "max_memory 4G: expected bytes"),
+        ([np.zeros((64, 64, 3), np.uint8)] * 2, {"weights": None}, "weights are NoneType, expected"),
     ],
 )
 def test_whatever_else_is_given_is_refused_with_a_word(given_photos, options, words, tiny_weights):
     with pytest.raises(UsageError, match=words.replace("(", r"\(").replace(")", r"\)")):
-        fuse(given_photos, weights=str(tiny_weights), device="cpu", align=False, **options)
+        fuse(given_photos, **{"weights": tiny_weights, "device": "cpu", "align": False} | options)
 
 
 @pytest.mark.filterwarnings("ignore:.* of the picture is plain")

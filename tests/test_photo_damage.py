@@ -129,6 +129,7 @@ def test_foreign_formats_are_named(content: bytes, name: str, tmp_path: Path) ->
         (np.float32, "32-bit floating point"),
         (np.uint32, "32-bit integer"),
         (np.int16, "16-bit signed integer"),
+        (np.complex64, "64-bit complex"),
     ],
 )
 def test_unusual_tiffs_are_refused_by_what_they_are(dtype: type, what: str, tmp_path: Path) -> None:

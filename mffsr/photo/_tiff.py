@@ -95,7 +95,7 @@ class _Layout:
         if int(page.imagedepth or 1) != 1:
             raise UnsupportedError("is a volume of several layers; a plain picture was expected")
         if kind not in (1, 4) or self.bits > 16:
-            what = {2: "signed integer", 3: "floating point"}.get(kind, "integer")
+            what = {2: "signed integer", 3: "floating point", 5: "complex", 6: "complex"}.get(kind, "integer")
             raise UnsupportedError(f"has {self.bits}-bit {what} pixels; save it as unsigned 16-bit TIFF")
         self.base = self._base_channels()
         if self.samples < self.base or self.samples > self.base + 4:
