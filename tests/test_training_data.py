@@ -23,6 +23,7 @@ from mffsr.training.batches import (
     _blurs,
     _compress,
     _layers,
+    _to_take,
     _zoom,
     focus_batch,
     fusion_batch,
@@ -454,6 +455,34 @@ def test_focus_batches_have_the_faults_of_real_brackets(
         noise = image.std((2, 3)).mean(1)
         assert 0.35 < (noise > 1e-4).float().mean() < 0.65
         assert 0.015 < noise.max() < 0.021
+
+
+def test_half_of_the_brackets_show_another_photo_in_front(masks: Tensor) -> None:
+    levels = [torch.full((3, 150, 150), level, dtype=torch.uint8) for level in (50, 200)]
+    photos = Photos(levels, [np.ones((4, 4), np.float32)] * 2, ["dark", "bright"])
+    batch = focus_batch(photos, masks, 32, 0, 0, range(200))
+    both = [(batch.sharp * 255 - level).abs().amax(1).flatten(1).amin(1) < 3 for level in (50, 200)]
+    share = (both[0] & both[1]).float().mean()
+    assert 0.1 < share < 0.3, "of a half, in which both photos are drawn half of the time"
+    assert batch.weight[both[0] & both[1]].any()
+
+
+@pytest.mark.parametrize(("behind", "veiled"), [("plain", True), ("detailed", False)])
+def test_beside_a_veil_the_frame_nearer_to_the_sharp_image_is_taken(behind: str, veiled: bool) -> None:
+    """A bright object before something: frame 1 has the object in focus, frame 2 what is behind it."""
+    image = torch.full((1, 3, 128, 128), 0.2)
+    if behind == "detailed":
+        image[:] = 0.9 * (torch.rand(128, 128, generator=torch.Generator().manual_seed(0)) > 0.5)
+    image[..., :64] = 0.9 if behind == "plain" else 0.45  # the latter as bright as what is behind it
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., :64] = 1
+    radii = torch.tensor([[[0.0], [5.0]], [[5.0], [0.0]]])
+    blurs = kernels(radii, torch.ones(2, 2, 1, dtype=torch.bool), 31)
+    made = defocus(image, torch.cat((mask, 1 - mask), 1), blurs, radii, torch.tensor([True]))
+    first = _to_take(made.truth == 0, made.frames, image)[0, 0, 20:108]
+    assert bool(first[:, 40:60].all()), "the object itself"
+    assert bool(first[:, 64:67].all()) is veiled
+    assert not first[:, 72:100].any(), "what is behind, where no veil lies over it"
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

@@ -34,6 +34,8 @@ MARGIN = 16  # pixels around a patch that are cut off after blurring and shiftin
 LARGEST_BLUR = 7.0  # radius, low-resolution pixels
 KERNEL = 2 * MARGIN - 1  # side of the blur kernels: radius up to 15
 ALIKE = 1.5 / 255  # frames that differ by less within 5×5 pixels show no focus
+FOCUS_SCALES = (1, 2)  # FAPN's pairs are made so many times as large, in turn
+VEILED = 1.5  # a frame in focus whose squared error is so many times the other's is not the one to take
 SOFT_MARGIN = 4  # pixels that the mild blur of a soft photograph spreads over
 LR_MARGIN = 2  # low-resolution pixels around a patch that are cut off after reducing
 
@@ -44,7 +46,7 @@ class FocusBatch(NamedTuple):
     image1: Tensor  # (B, 3, p, p)
     image2: Tensor  # (B, 3, p, p)
     sharp: Tensor  # (B, 3, p, p) all-in-focus truth
-    truth: Tensor  # (B, 1, p, p): 1 where image 1 is the sharper
+    truth: Tensor  # (B, 1, p, p): 1 where image 1 is the one to take
     weight: Tensor  # (B, 1, p, p): 0 where neither is, or where it does not show
 
 
@@ -134,15 +136,27 @@ def _blurs(rngs: Sequence[Generator], scale: float, device: torch.device) -> tup
 
 
 def _bracket(
-    photos: Photos, masks: Tensor, size: int, rngs: Sequence[Generator], scale: int, *, count: int = 2
+    photos: Photos,
+    masks: Tensor,
+    size: int,
+    rngs: Sequence[Generator],
+    scale: int,
+    *,
+    count: int = 2,
+    composed: float = 0.0,
 ) -> tuple[Tensor, Frames]:
     """Cut sharp patches of size + 2·MARGIN and photograph each twice; nothing is cut off yet.
 
-    Only the first `count` of the two frames are made.
+    Only the first `count` of the two frames are made. In a share `composed` the nearest layer is of another
+    photo than what lies behind it.
     """
     outer = size + 2 * MARGIN
     image = photos.cut([photos.choose(outer, rng) for rng in rngs], outer)
     layers = _layers(masks, outer, rngs)
+    if composed:
+        other = photos.cut([photos.choose(outer, rng) for rng in rngs], outer)
+        chosen = upload(np.array([rng.random() < composed for rng in rngs]), image.device)
+        image = torch.lerp(image, other, layers[:, :1] * chosen[:, None, None, None])
     blurs, radii = _blurs(rngs, scale, image.device)
     matte = upload(np.array([rng.random() < 0.5 for rng in rngs]), image.device)
     return image, defocus(image, layers, blurs[:count], radii, matte)
@@ -180,12 +194,30 @@ def focus_batch(
     """Return a batch of low-resolution pairs for FAPN, with the faults that real brackets have.
 
     Slight misregistration (±0.7 px), exposure ±6 %, white balance ±3 %, sensor noise up to 2 % and JPEG
-    75…100, each in a share of the pairs.
+    75…100, each in a share of the pairs. Every second sample is made twice as large and reduced: its blur may
+    be less than a pixel, as in photos that were reduced.
     """
-    rngs = generators(seed, step, samples)
-    image, made = _bracket(photos, masks, patch, rngs, 1)
+    made, places = [], []
+    for turn, scale in enumerate(FOCUS_SCALES):
+        mine = [at for at, sample in enumerate(samples) if sample % len(FOCUS_SCALES) == turn]
+        if mine:
+            rngs = generators(seed, step, [samples[at] for at in mine])
+            made.append(_focus_batch(photos, masks, patch, rngs, scale))
+            places += mine
+    order = upload(np.argsort(places), photos.device)
+    return FocusBatch(*(torch.cat(parts)[order] for parts in zip(*made, strict=True)))
+
+
+def _focus_batch(
+    photos: Photos, masks: Tensor, patch: int, rngs: Sequence[Generator], scale: int
+) -> FocusBatch:
+    """Return pairs for FAPN made scale times as large; blur radius 0.8 … `LARGEST_BLUR` pixels before."""
+    size = (patch + 2 * MARGIN) * scale - 2 * MARGIN
+    high, made = _bracket(photos, masks, size, rngs, 1, composed=0.5)
+    aliased = upload(np.array([rng.random() < 0.3 for rng in rngs]), high.device)[:, None, None, None]
+    image, *clean = (_reduced(x, scale, aliased) for x in (high, *made.frames))
     frames = []
-    for frame in made.frames:
+    for frame in clean:
         offsets = np.array([rng.uniform(-0.7, 0.7, 2) * (rng.random() < 0.4) for rng in rngs], np.float32)
         gains = np.array(
             [
@@ -198,11 +230,31 @@ def focus_batch(
         moved = moved * upload(gains, frame.device)[:, :, None, None]
         sigma = [float(rng.uniform(0, 0.02)) * (rng.random() < 0.5) for rng in rngs]
         frames.append(_compress(_noise(_inner(moved, MARGIN), sigma, rngs), 0.5, 75, rngs).clamp(0, 1))
-    truth = (_inner(made.truth, MARGIN) == 0).float()
-    difference = (made.frames[0] - made.frames[1]).abs().amax(1, keepdim=True)
+    first, decided = (F.avg_pool2d(x.float(), scale) for x in (made.truth == 0, made.decided))
+    difference = (clean[0] - clean[1]).abs().amax(1, keepdim=True)
     shows = F.max_pool2d(difference, 5, stride=1, padding=2) > ALIKE
-    weight = _inner(made.decided & shows, MARGIN).float()
-    return FocusBatch(frames[0], frames[1], _inner(image, MARGIN), truth, weight)
+    truth, weight = _to_take(first >= 0.5, clean, image).float(), ((decided == 1) & shows).float()
+    return FocusBatch(*frames, *(_inner(x, MARGIN) for x in (image, truth, weight)))
+
+
+def _to_take(first: Tensor, frames: Sequence[Tensor], sharp: Tensor) -> Tensor:
+    """Return `first` (B, 1, H, W), True where frame 1 is focused, but the other way where that is much worse.
+
+    Beside a near object that is out of focus, its veil lies over what is in focus behind it: there the frame
+    that has the object in focus may be nearer to the sharp image, though what it shows there is blurred.
+    """
+    sigma = np.ones(len(sharp), np.float32)
+    one, two = (_gaussian((x - sharp).square().mean(1, keepdim=True), sigma, 4) for x in frames)
+    chosen, other = torch.where(first, one, two), torch.where(first, two, one)
+    return first ^ (chosen > VEILED * other + ALIKE**2)
+
+
+def _reduced(image: Tensor, scale: int, aliased: Tensor) -> Tensor:
+    """Reduce a batch by 1/scale with antialiasing, those that are `aliased` (B, 1, 1, 1) without."""
+    if scale == 1:
+        return image
+    both = degrade.reduce_opencv(image, scale), degrade.reduce_antialiased(image, scale)
+    return torch.where(aliased, *both).clamp(0, 1)
 
 
 def _gaussian(image: Tensor, sigma: NDArray[np.float32], reach: int) -> Tensor:

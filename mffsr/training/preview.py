@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mffsr.photo import Photo, write_photo
-from mffsr.training.batches import MARGIN, focus_batch
+from mffsr.training.batches import FOCUS_SCALES, MARGIN, focus_batch
 from mffsr.training.photos import Photos
 from mffsr.training.synth import mask_bank
 
@@ -20,7 +20,7 @@ GAP = 4
 def write_preview(photos: Photos, path: Path, count: int, seed: int, patch: int = 160) -> Path:
     """Write `count` rows of frame 1, frame 2, the sharp image and the truth (gray: undecided)."""
     smallest = min(min(image.shape[1:]) for image in photos.images)
-    patch = min(patch, smallest - 2 * MARGIN)
+    patch = min(patch, smallest // FOCUS_SCALES[-1] - 2 * MARGIN)
     masks = torch.from_numpy(mask_bank(64, 256, np.random.default_rng([seed, 4]))).to(photos.images[0].device)
     batch = focus_batch(photos, masks, patch, seed, 0, range(count))
     truth = torch.where(batch.weight > 0, batch.truth, torch.full_like(batch.truth, 0.5)).expand(

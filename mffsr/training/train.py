@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mffsr.device import Runtime
-from mffsr.training.batches import LR_MARGIN, MARGIN
+from mffsr.training.batches import FOCUS_SCALES, LR_MARGIN, MARGIN
 from mffsr.training.log import COLUMNS
 from mffsr.training.meter import Meter, gpu_meter
 from mffsr.training.photos import Photos
@@ -39,7 +39,7 @@ class Report:
 def patch_needed(stage: Stage, scale: int) -> int:
     """Return the smallest side of a photo, in pixels, that this stage can cut its patches from."""
     if stage.name == "fapn":
-        return stage.patch + 2 * MARGIN
+        return (stage.patch + 2 * MARGIN) * FOCUS_SCALES[-1]
     return (stage.patch + 2 * LR_MARGIN) * scale + 2 * MARGIN
 
 
