@@ -167,14 +167,14 @@ def test_the_rate_warms_up_and_falls_to_a_hundredth() -> None:
 
 
 def test_the_needed_photo_size_is_enough_and_not_too_much(photos: Photos) -> None:
-    assert patch_needed(FAPN_STAGE, 2) == 48
-    for scale in (2, 3, 4):
-        needed = patch_needed(SRN_STAGE, scale)
+    assert patch_needed(FAPN_STAGE, 2) == 96  # every second bracket is made twice as large
+    for stage, scale in ((FAPN_STAGE, 2), (SRN_STAGE, 2), (SRN_STAGE, 3), (SRN_STAGE, 4)):
+        needed = patch_needed(stage, scale)
         plane = torch.zeros(3, needed, needed, dtype=torch.uint8)
         exact = Photos([plane], [np.ones((needed // 32, needed // 32), np.float32)], ["exact"])
         options = replace(TINY, scale=scale)
         cpu = Runtime(device=torch.device("cpu"), dtype=torch.float32, memory=0, reason="")
-        trainer.Trainer(SRN_STAGE, options, exact, photos, Path(), cpu).batch(0)
+        trainer.Trainer(stage, options, exact, photos, Path(), cpu).batch(0)
 
 
 def test_the_average_forgets_its_beginning() -> None:
