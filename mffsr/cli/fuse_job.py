@@ -266,8 +266,6 @@ def prepare(
     wanted = wanted_depth(depth, deepest)
     target = output if output is not None else default_output(paths[0], scale, wanted)
     aligned = aligned_names(paths, framing.save_aligned) if framing.save_aligned is not None else []
-    if on_exists is OnExists.rename:
-        aligned = [free_name(path) for path in aligned]
     job = Job(
         photos=paths,
         output=target,
@@ -284,7 +282,7 @@ def prepare(
         aligned=tuple(aligned),
     )
     if on_exists is OnExists.rename:
-        job = with_free_names(job)
+        job = with_free_names(replace(job, aligned=tuple(map(free_name, job.aligned))))
     check_outputs(job.outputs, paths)
     if os.path.lexists(target) and on_exists is OnExists.skip:
         console.message(f"{target}: exists, skipped")
