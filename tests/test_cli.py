@@ -108,6 +108,16 @@ def test_twice_the_same_bytes_and_never_silently_overwritten(fuse, folder):
     assert (folder / "one.png").read_bytes() == first
 
 
+@pytest.mark.parametrize("existing", ["error", "skip", "rename", "overwrite"])
+@pytest.mark.parametrize(("output", "code"), [(".", 2), ("sub", 2), ("sub.tif", 1)])
+def test_a_folder_is_no_output_that_exists(fuse, folder, output, code, existing):
+    (folder / output).mkdir(exist_ok=True)
+    if (output, existing) == ("sub.tif", "rename"):
+        assert fuse("a.jpg", "b.jpg", "-o", output, "--on-exists", existing).stdout == "sub-2.tif\n"
+        return
+    check_refusal(fuse("a.jpg", "b.jpg", "-o", output, "--on-exists", existing), code, "folder")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -113,6 +114,30 @@ def test_closed_and_full_streams_do_not_cost_the_picture(folder, tiny_weights, s
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     assert read_photo(folder / "out.png").size == (80, 64)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("told", [[], ["--json"]])
+def test_a_batch_goes_on_where_its_results_cannot_be_printed(folder, tiny_weights, told):
+    for name in ("one", "two"):
+        (folder / "shoot" / name).mkdir(parents=True)
+        for photo in ("a.png", "b.png"):
+            shutil.copy(folder / photo, folder / "shoot" / name)
+    command = [sys.executable, "-m", "mffsr", "batch", "shoot", "-o", "out", "-s", "1", "-q", *told]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [*command, "--weights", str(tiny_weights)],
+            env=ENV,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (result.returncode, result.stderr) == (
+        1,
+        "warning: results cannot be printed: No space left on device\n",
+    )
+    assert {"one_x1.png", "two_x1.png"} <= set(names(folder / "out"))
 
 
 @pytest.mark.parametrize("moment", [0.15, 0.4])

@@ -102,6 +102,7 @@ class Console:
         self.quiet = quiet
         self.as_json = as_json
         self.warnings: list[str] = []
+        self.unprinted = False  # results could not be printed
         self._live: Any = None
         self._tasks: dict[str, Any] = {}
         self._last: dict[str, float] = {}
@@ -131,7 +132,10 @@ class Console:
         self._write("\n".join([f"error: {lines[0] if lines else text}", *lines[1:]]))
 
     def result(self, text: str, data: Any = None) -> None:
-        """Print the result on stdout: `data` as JSON with --json, else `text`."""
+        """Print the result on stdout: `data` as JSON with --json, else `text`.
+
+        Where that fails, as on a full disk, work goes on all the same; the exit code will tell.
+        """
         out = text
         if self.as_json:
             out = json.dumps(data, ensure_ascii=False)
@@ -140,7 +144,10 @@ class Console:
         try:
             self._print(out + "\n")
             sys.stdout.flush()
-        except BrokenPipeError:  # nobody listens; the work is done all the same
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):  # else nobody listens, which is no fault
+                self.unprinted = True
+                self.warning(f"results cannot be printed: {failure_text(error)}", always=True)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except UnicodeEncodeError:
             sys.stdout.write(out.encode("ascii", "backslashreplace").decode() + "\n")
@@ -217,6 +224,8 @@ def exit_codes(console: Console, *, debug: bool = False) -> Iterator[None]:
     signals = _Signals()
     try:
         yield
+        if console.unprinted:
+            raise typer.Exit(1)
     except UsageError as error:
         console.error(str(error))
         raise typer.Exit(2) from None

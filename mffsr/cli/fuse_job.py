@@ -281,13 +281,14 @@ def prepare(
         focus_map=focus_map,
         aligned=tuple(aligned),
     )
+    _check_formats(job)
     if on_exists is OnExists.rename:
         job = with_free_names(replace(job, aligned=tuple(map(free_name, job.aligned))))
     check_outputs(job.outputs, paths)
-    if os.path.lexists(target) and on_exists is OnExists.skip:
+    if on_exists is OnExists.skip and os.path.lexists(target) and not target.is_dir():
         console.message(f"{target}: exists, skipped")
         console.result(str(target), {"output": str(target), "skipped": True})
-        raise typer.Exit(0)
+        raise typer.Exit(int(console.unprinted))
     return replace(job, depth=_settle(job, depth, console))
 
 
@@ -331,6 +332,15 @@ def check_photos(paths: list[Path], max_pixels: int, framing: Framing) -> list[H
     return headers
 
 
+def _check_formats(job: Job) -> None:
+    """Refuse names of no format, those of folders with them; raises UsageError."""
+    from mffsr.photo import supported_depth
+
+    supported_depth(job.output)
+    if job.focus_map is not None and job.focus_map.suffix.lower() != ".png":
+        raise UsageError(f"{job.focus_map}: the focus map is a PNG file")
+
+
 def _settle(job: Job, depth: Depth, console: Console) -> int:
     """Return the depth to write; raises UsageError or PhotoError where an output cannot be written."""
     from mffsr.photo import check_target, supported_depth
@@ -348,8 +358,6 @@ def _settle(job: Job, depth: Depth, console: Console) -> int:
         )
     _check_aligned(job)
     if job.focus_map is not None:
-        if job.focus_map.suffix.lower() != ".png":
-            raise UsageError(f"{job.focus_map}: the focus map is a PNG file")
         for path in with_preview(job.focus_map):
             check_target(path, overwrite=job.overwrite)
     bits = min(job.depth, able)
