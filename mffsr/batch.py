@@ -224,8 +224,12 @@ class _Batch(Generic[R]):
             of_the_photo = str(fault).startswith(f"{target}:")
             if files[0] != target or of_the_photo or not os.path.lexists(target):
                 self.records.forget(target, key)
+            self.records.keep(target, key)
             if files[0] == target and of_the_photo:
                 self._look_again(ahead)
+            raise
+        except BaseException:  # Ctrl-C and the like
+            self.records.keep(target, key)
             raise
         changed = [photo for photo, before in ahead.contents.items() if not unchanged(photo, before)]
         if changed:  # of what the result was made is not known

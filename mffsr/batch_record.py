@@ -3,7 +3,8 @@
 A record is found by the output's name and a key: the digest of the photos' contents and names, of all options
 that change the result, and of the weights. It is begun before the output is put in place and completed, with
 the output's digest, afterwards. So a batch may be killed at any moment: an output without a complete record
-has a begun one, and outputs appear whole or not at all.
+has a begun one, and outputs appear whole or not at all. Where a batch ends in between otherwise, by a fault or
+Ctrl-C, the begun record gets the digests of what is there.
 """
 
 from __future__ import annotations
@@ -106,13 +107,20 @@ class Records:
         names = dict.fromkeys(map(self._name, files))
         self._save(self._path(target, key, begun=True), key, names, before)
 
+    def keep(self, target: Path, key: str) -> None:
+        """Note what there is of an output that was begun: from now on it is ours only while it stays so."""
+        path = self._path(target, key, begun=True)
+        record = self._load(path)
+        files: dict[str, Any] = record.get("files", {})
+        there = [name for name in files if os.path.lexists(self.out / name)]
+        ours = [name for name in there if self._ours(name, record, lambda: False)]
+        if ours:
+            with contextlib.suppress(OSError, PhotoError):  # as on a full disk; then it stays as it was
+                self._save(path, key, files | {n: _mark(self.out / n) for n in ours}, record["before"])
+
     def finish(self, target: Path, key: str, files: Sequence[Path]) -> None:
         """Note that `files` are written."""
-        done = {}
-        for path in files:
-            found = content(path)
-            done[self._name(path)] = {"size": found.size, "sha256": found.sha256}
-        self._save(self._path(target, key), key, done)
+        self._save(self._path(target, key), key, {self._name(path): _mark(path) for path in files})
         self.forget(target, key)
 
     def forget(self, target: Path, key: str) -> None:
@@ -154,3 +162,9 @@ class Records:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return {}
         return dict(record)
+
+
+def _mark(path: Path) -> dict[str, Any]:
+    """Return what a file is known by."""
+    found = content(path)
+    return {"size": found.size, "sha256": found.sha256}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -694,6 +695,19 @@ def test_what_a_killed_batch_wrote_is_noted_as_finished(tmp_path):
     assert records.find(output, "key").state is State.unknown
 
 
+def test_what_there_is_of_an_unfinished_output_is_ours_until_it_is_edited(tmp_path):
+    output, focus_map, records = tmp_path / "b1.jpg", tmp_path / "b1.png", Records(tmp_path)
+    focus_map.write_bytes(b"of another program")
+    records.begin(output, "key", [output, focus_map])
+    output.write_bytes(b"photo")
+    records.keep(output, "key")
+    assert records.find(output, "key").state is State.unknown
+    focus_map.unlink()
+    assert records.find(output, "key") == (State.begun, [output, focus_map])
+    output.write_bytes(b"edited since")
+    assert records.find(output, "key").state is State.unknown
+
+
 def test_what_a_killed_batch_wrote_is_known_by_any_clock(tmp_path):
     output, records = tmp_path / "b1.jpg", Records(tmp_path)
     records.begin(output, "key", [output])
@@ -734,7 +748,7 @@ def test_two_brackets_of_one_output(brackets, copier, monkeypatch):
 class Mapper(Copier):
     """Writes a second file beside the photo; `fault` is raised instead of the second file of b2."""
 
-    fault: Exception | None = None
+    fault: BaseException | None = None
 
     def files(self, result):
         return [result[0], result[0].with_suffix(".map")]
@@ -759,6 +773,19 @@ def test_a_failing_second_file_is_told_and_resume_goes_on(brackets, tmp_path):
     assert [event for event, _, _ in run(brackets, mapper, resume=True)] == ["skipped", "done", "skipped"]
     assert (mapper.out / "b2.map").read_bytes() == b"map"
     assert not list((mapper.out / FOLDER).glob("*.begun.json"))
+
+
+@pytest.mark.parametrize("fault", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_a_photo_edited_since_its_second_file_failed_stays(brackets, tmp_path, fault):
+    (tmp_path / "out").mkdir()
+    mapper = Mapper(tmp_path / "out")
+    mapper.fault = fault
+    with pytest.raises(KeyboardInterrupt) if isinstance(fault, KeyboardInterrupt) else nullcontext():
+        run(brackets, mapper)
+    mapper.fault = None
+    (mapper.out / "b2.jpg").write_bytes(b"retouched")
+    assert [event for event, _, _ in run(brackets, mapper, resume=True)][:2] == ["skipped", "failed"]
+    assert (mapper.out / "b2.jpg").read_bytes() == b"retouched"
 
 
 @pytest.mark.parametrize("later", ["rename", "error"])
