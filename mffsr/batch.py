@@ -215,9 +215,23 @@ class _Batch(Generic[R]):
             self.claims.claim(file, bracket)
         if files[0] == target:
             self._look_again(ahead)
+        details = self._write(result, files, ahead)
+        changed = [photo for photo, before in ahead.contents.items() if not unchanged(photo, before)]
+        if changed:  # of what the result was made is not known
+            self.records.forget(target, key)
+            self.warn(
+                f"{changed[0]}: was changed while it was being read; the result may mix old and new contents"
+            )
+        else:
+            self.records.finish(target, key, files)
+        return details
+
+    def _write(self, result: R, files: Sequence[Path], ahead: _Ahead) -> dict[str, Any]:
+        """Write the `files` of a result, with a record of their beginning; return what is to be told of it."""
+        target, key = ahead.target, ahead.key
         self.records.begin(target, key, files)
         try:
-            details = self.worker.write(result)
+            return self.worker.write(result)
         except Exception as fault:
             # Errors name the file that they are of: unless that is the photo, a photo that is there is ours,
             # and --resume goes on with it.
@@ -231,15 +245,6 @@ class _Batch(Generic[R]):
         except BaseException:  # Ctrl-C and the like
             self.records.keep(target, key)
             raise
-        changed = [photo for photo, before in ahead.contents.items() if not unchanged(photo, before)]
-        if changed:  # of what the result was made is not known
-            self.records.forget(target, key)
-            self.warn(
-                f"{changed[0]}: was changed while it was being read; the result may mix old and new contents"
-            )
-        else:
-            self.records.finish(target, key, files)
-        return details
 
     def _look_again(self, ahead: _Ahead) -> None:
         """Find out about an output that came to be since the bracket was looked at.

@@ -3,8 +3,8 @@
 A record is found by the output's name and a key: the digest of the photos' contents and names, of all options
 that change the result, and of the weights. It is begun before the output is put in place and completed, with
 the output's digest, afterwards. So a batch may be killed at any moment: an output without a complete record
-has a begun one, and outputs appear whole or not at all. Where a batch ends in between otherwise, by a fault or
-Ctrl-C, the begun record gets the digests of what is there.
+has a begun one, and outputs appear whole or not at all. Where a fault or Ctrl-C comes in between, the begun
+record gets the digests of what is there.
 """
 
 from __future__ import annotations
