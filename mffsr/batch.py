@@ -227,7 +227,7 @@ class _Batch(Generic[R]):
         return details
 
     def _write(self, result: R, files: Sequence[Path], ahead: _Ahead) -> dict[str, Any]:
-        """Write the `files` of a result, with a record of their beginning; return what is to be told of it."""
+        """Write the `files` of a result, with a record of it; return what is to be told of it."""
         target, key = ahead.target, ahead.key
         self.records.begin(target, key, files)
         try:
