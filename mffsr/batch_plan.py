@@ -5,13 +5,14 @@
     [[bracket]]
     name = "flower"
     output = "flower.tif"            # optional: else --template names it
-    photos = ["IMG_1.jpg", "IMG_2.jpg"]
+    photos = ["IMG_1.jpg", "IMG_2.jpg"]      # or one TIFF that is a stack
 
 A plan says what is read; it can never make anything be written outside the output folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from mffsr.errors import PhotoError, UsageError
+from mffsr.photo import planes_of
 from mffsr.photo.brackets import Bracket, Found
 
 if sys.version_info >= (3, 11):
@@ -114,7 +116,11 @@ def read_plan(path: Path, folder: Path | None = None) -> list[Bracket]:
             raise UsageError(f"{where}: a file's name cannot hold a NUL character")
         for text in (name,) if output is None else (name, output):
             _check_name(text, where)
-        brackets.append(Bracket(name=name, photos=[root / p for p in photos], why="planned", output=output))
+        files = [root / photo for photo in photos]
+        if len(files) == 1:
+            with contextlib.suppress(PhotoError):  # the bracket's fault, told when it is its turn
+                files = planes_of(files[0])
+        brackets.append(Bracket(name=name, photos=files, why="planned", output=output))
     return brackets
 
 

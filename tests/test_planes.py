@@ -14,6 +14,7 @@ import tifffile
 from conftest import bracket
 
 import mffsr
+from mffsr.batch_plan import read_plan
 from mffsr.cli.outputs import aligned_names, default_output
 from mffsr.errors import PhotoError
 from mffsr.photo import planes_of, read_header, read_photo
@@ -32,6 +33,8 @@ KINDS = {
     "times": (GRAY, {"imagej": True, "metadata": {"axes": "TYX"}}),
     "ome": (GRAY, {"ome": True, "photometric": "minisblack", "metadata": {"axes": "ZYX"}}),
     "colour": (COLOUR, {"photometric": "rgb", "compression": "zlib"}),
+    "page by page": (GRAY, {"photometric": "minisblack", "append": True}),
+    "page by page, colour": (COLOUR, {"photometric": "rgb", "append": True, "compression": "zlib"}),
 }
 
 
@@ -39,7 +42,8 @@ KINDS = {
 def test_the_planes_of_a_stack(kind, tmp_path):
     pixels, how = KINDS[kind]
     path = tmp_path / "stack.tif"
-    tifffile.imwrite(path, pixels, **how)
+    for part in pixels if "append" in how else [pixels]:
+        tifffile.imwrite(path, part, **how)
     planes = planes_of(path)
     assert [plane.name for plane in planes] == ["stack.tif[0]", "stack.tif[1]", "stack.tif[2]"]
     told = []
@@ -169,6 +173,10 @@ def test_fuse_takes_a_stack(stack, tiny_weights):
         refused = run(stack.parent, "fuse", *arguments)
         assert refused.returncode == 2
         assert words in refused.stderr
+    refused = run(stack.parent, "fuse", "cell.tif[0]", "cell.tif[2]")
+    assert refused.returncode == 1
+    assert "cell.tif[2]: is not there: the file has 2, counted from 0" in refused.stderr
+    assert "device" not in refused.stderr, "nothing was loaded for it"
 
 
 def test_every_stack_is_a_bracket_of_a_batch(stack, tmp_path, tiny_weights):
@@ -190,3 +198,11 @@ def test_every_stack_is_a_bracket_of_a_batch(stack, tmp_path, tiny_weights):
     run(tmp_path, "batch", "in", "-n", "--plan", "plan.toml")
     planned = run(tmp_path, "batch", "--plan", "plan.toml", "-o", "out", *options)
     assert "2 skipped" in planned.stderr, planned.stderr
+
+
+def test_a_plan_may_name_a_stack(stack):
+    plan = stack.with_name("plan.toml")
+    tables = [f'[[bracket]]\nname = "{name}"\nphotos = ["{name}.tif"]\n' for name in ("cell", "missing")]
+    plan.write_text("".join(tables))
+    found = [[photo.name for photo in one.photos] for one in read_plan(plan)]
+    assert found == [["cell.tif[0]", "cell.tif[1]"], ["missing.tif"]]

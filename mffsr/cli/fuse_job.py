@@ -305,11 +305,12 @@ def wanted_depth(asked: Depth, deepest: int) -> int:
 
 def check_photos(paths: list[Path], max_pixels: int, framing: Framing) -> list[Header]:
     """Return the headers of a bracket; raises MffsrError for photos that cannot be one."""
-    from mffsr.photo import check_pixels, check_registrable, read_header
+    from mffsr.photo import check_pixels, check_planes, check_registrable, read_header
     from mffsr.photo.brackets import check_count
 
     headers = [read_header(path) for path in paths]  # first: a folder with a typing error is no lone photo
     check_count(len(paths))
+    check_planes(paths)
     seen: set[tuple[int, int, int | None]] = set()
     for path in paths:
         file, plane = plane_of(path)

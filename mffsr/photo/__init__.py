@@ -3,7 +3,16 @@
 from ._alpha import fill_from_nearest, fill_transparent
 from ._atomic import atomic_output, resolve_target
 from ._decoded import Header, Pixels
-from .images import Photo, check_pixels, check_registrable, planes_of, read_header, read_photo, with_depth
+from .images import (
+    Photo,
+    check_pixels,
+    check_planes,
+    check_registrable,
+    planes_of,
+    read_header,
+    read_photo,
+    with_depth,
+)
 from .metadata import XMP_NAMESPACE, OutputMetadata, is_result, output_metadata
 from .write import OUTPUT_EXTENSIONS, check_target, supported_depth, write_photo
 
@@ -16,6 +25,7 @@ __all__ = [
     "Pixels",
     "atomic_output",
     "check_pixels",
+    "check_planes",
     "check_registrable",
     "check_target",
     "fill_from_nearest",

@@ -7,6 +7,7 @@ directory is checked: sizes within the limit, every strip and tile inside the fi
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -167,9 +168,7 @@ def planes(stream: BinaryIO) -> int:
     _check_page(reader)
     if not _several(reader):
         return 1
-    _check_chain(reader)
-    stream.seek(0)
-    with tifffile.TiffFile(stream) as tiff:
+    with _stack(stream, reader) as tiff:
         count = _planes(tiff.series[0])
     if count == 1 and not reader.directory(reader.first).next:
         raise IfdError("cut short: planes that it tells of lie beyond the end of the file")
@@ -193,6 +192,21 @@ def _check_chain(reader: TiffReader) -> None:
         place = reader.directory(place).next
 
 
+@contextlib.contextmanager
+def _stack(stream: BinaryIO, reader: TiffReader) -> Iterator[tifffile.TiffFile]:
+    """The file with all of its like pictures in one series."""
+    _check_chain(reader)
+    stream.seek(0)
+    with tifffile.TiffFile(stream) as tiff:
+        one_by_one = tiff.is_shaped and len(tiff.pages) > 1 and _planes(tiff.series[0]) == 1
+        if not one_by_one:
+            yield tiff
+    if one_by_one:  # tifffile wrote page after page, and noted that each is a series of its own
+        stream.seek(0)
+        with tifffile.TiffFile(stream, is_shaped=False) as tiff:
+            yield tiff
+
+
 def _planes(series: tifffile.TiffPageSeries) -> int:
     """How many pictures a series has along its one dimension."""
     sides = dict(zip(series.axes, series.shape, strict=True))
@@ -205,7 +219,6 @@ def _planes(series: tifffile.TiffPageSeries) -> int:
 
 def _plane(tiff: tifffile.TiffFile, reader: TiffReader, plane: int) -> np.ndarray:
     """File values of a plane of a stack; raises where it has no such one."""
-    _check_chain(reader)
     series, first = tiff.series[0], cast("tifffile.TiffPage", tiff.pages[0])
     count = _planes(series)
     if (series.keyframe.shape, series.keyframe.dtype) != (first.shape, first.dtype):
@@ -239,7 +252,7 @@ def decode(stream: BinaryIO, warn: Warn, plane: int | None = None) -> Decoded:
     if plane is None and _several(reader):
         warn("several pages: only the first is used")
     stream.seek(0)
-    with tifffile.TiffFile(stream) as tiff:
+    with tifffile.TiffFile(stream) if plane is None else _stack(stream, reader) as tiff:
         page = cast("tifffile.TiffPage", tiff.pages[0])
         layout = _Layout(page)
         pixels = np.asarray(page.asarray()) if plane is None else _plane(tiff, reader, plane)

@@ -10,7 +10,7 @@ do, the caller sees a `PhotoError` that names file and cause.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -38,6 +38,7 @@ __all__ = [
     "MAX_PIXELS",
     "Photo",
     "check_pixels",
+    "check_planes",
     "check_registrable",
     "planes_of",
     "read_header",
@@ -139,6 +140,19 @@ def planes_of(path: str | os.PathLike[str]) -> list[Path]:
 
         count = _tiff.planes(stream)
     return [plane_name(path, plane) for plane in range(count)] if count > 1 else [path]
+
+
+def check_planes(photos: Sequence[Path]) -> None:
+    """Raise `PhotoError` for a plane that is not there, before anything is decoded."""
+    counts: dict[Path, int] = {}
+    for photo in photos:
+        file, plane = plane_of(photo)
+        if plane is None:
+            continue
+        if file not in counts:
+            counts[file] = len(planes_of(file))
+        if plane >= counts[file]:
+            raise PhotoError(f"{photo}: is not there: the file has {counts[file]}, counted from 0")
 
 
 def read_photo(
