@@ -52,7 +52,7 @@ __all__ = ["Fusion", "fuse", "fuse_bracket"]
 
 T = TypeVar("T")
 
-TOLD = 0.05  # share of the picture that is sharp in no photo from which the user is told
+TOLD = 0.05  # share of the picture that is as sharp in all photos from which the user is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Fusion:
     rendered: Rendered
     focus_tiles: tuple[int, int]  # tiles of full resolution that FAPN ran on, and all of them
     shown: ToneCurve | None = None  # of dark photos, by which to show them; None: as they are
-    undecided: float = 0.0  # share of the picture that is sharp in no frame
+    undecided: float = 0.0  # share of the picture that is as sharp, or as plain, in all frames
     dropped: dict[int, str] = field(default_factory=dict)  # frames that do not belong, and why
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -102,7 +102,7 @@ def fuse(
     align: register the photos first. motion, exposure, on_bad_frame, crop and prefer: see `fuse_bracket`.
     depth: 8 or 16 bits per channel; by default that of the deepest photo.
 
-    Warns (`warnings`) of what a user should look at, such as a picture that is sharp in no photo. Raises
+    Warns (`warnings`) of what a user should look at, such as a picture that is plain. Raises
     UsageError, PhotoError, BracketError, CheckpointError or DeviceError, all of them MffsrError.
     """
     if isinstance(photos, str | bytes) or not (hasattr(photos, "__len__") and hasattr(photos, "__getitem__")):
@@ -193,7 +193,7 @@ def fuse_bracket(
             focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, adaptive, events)
             focus = focus._replace(labels=_filled(stack, registrations, focus.labels, crop=crop))
         if focus.undecided >= TOLD:
-            events.warning(f"{focus.undecided:.1%} of the picture is plain, or sharp in no photo")
+            events.warning(f"{focus.undecided:.1%} of the picture is plain, or equally sharp in all photos")
         with _timed(seconds, "enlarge"):
             rendered = _render(stack, model, runtime, plan, focus.labels, depth, events)
             photo = _finish(stack, rendered, focus.labels, model.scale, provenance or {}, events)

@@ -45,7 +45,7 @@ class FocusMap(NamedTuple):
     labels: Labels  # H×W uint16: index of the frame each pixel is taken from
     # H×W, 0…255: |M1 − M2| of a pair; of a stack the contrast of detail too, where it was left to decide
     confidence: NDArray[np.uint8]
-    undecided: float  # share of the picture that is sharp in no frame, 0…1
+    undecided: float  # share of the picture that is as sharp, or as plain, in all frames, 0…1
     tiles_run: int  # tiles of full resolution that went through FAPN
     tiles_all: int  # the same if it ran everywhere
 
@@ -100,7 +100,7 @@ class _Details(NamedTuple):
     most: Detail
     contrast: NDArray[np.float16]  # between the frame with most and that with least of it
     sharpest: Labels  # the frame with most detail around each pixel
-    undecided: NDArray[np.bool_]  # regions that are sharp in no frame
+    undecided: NDArray[np.bool_]  # regions that are as sharp, or as plain, in all frames
     around: list[NDArray[np.float32]]  # what detail each frame has nearby
 
 

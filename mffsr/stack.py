@@ -30,6 +30,7 @@ from mffsr.photo import (
     fill_transparent,
     output_metadata,
     read_photo,
+    same_profile,
     with_depth,
 )
 from mffsr.photo.align import (
@@ -59,6 +60,7 @@ Source = str | os.PathLike[str] | Photo | NDArray[np.uint8] | NDArray[np.uint16]
 DIM = 2  # bits: frames that could be brighter by so many are too dark to be judged as they are
 KEPT_BORDER = 3.0  # pixels at the border that registration may leave to be replicated instead of cut off
 UNFITTING = 1.0  # pixels by which a registered frame may miss the others unmentioned; real ones are below 0.8
+NARROW = 0.7  # share of the picture that may be left of it unmentioned
 UNEVEN = 0.5  # EV by which the exposures of a bracket may differ unmentioned
 BREATHING = 0.002  # differences of scale below this do not tell which end of the bracket is near
 
@@ -166,8 +168,9 @@ def read_stack(sources: Sequence[Source], frames: FrameStore, alphas: FrameStore
         pixels = photo.pixels
         if photo.alpha is not None:
             pixels = fill_transparent(pixels, photo.alpha)
-            alphas.put(index, photo.alpha[:, :, None], borrowed=held)
         frames.put(index, pixels, borrowed=held and pixels is photo.pixels)
+        if photo.alpha is not None:  # after the frames, which it asks for what is still to come of them
+            alphas.put(index, photo.alpha[:, :, None], borrowed=held)
         heads.append(
             replace(photo, pixels=np.zeros((1, 1, photo.pixels.shape[2]), photo.pixels.dtype), alpha=None)
         )
@@ -207,7 +210,7 @@ def _check_alike(photo: Photo, index: int, size: tuple[int, int], heads: Sequenc
             f"{_name(photo, index)}: {photo.size[0]}×{photo.size[1]}, but {_name(heads[0], 0)} is "
             f"{size[0]}×{size[1]}\nthe photos of a bracket must have one size"
         )
-    if (photo.icc or b"") != (heads[0].icc or b""):
+    if not same_profile(photo.icc, heads[0].icc):
         raise BracketError(
             f"{_name(photo, index)}: another colour profile than {_name(heads[0], 0)}\n"
             "the photos of a bracket must share one; export them alike"
@@ -340,6 +343,11 @@ def resample(
     `save` is called with every registered frame and its index.
     """
     view = field_of_view(registrations, stack.size, crop=crop)
+    kept = math.prod(view[2:]) / math.prod(stack.size)
+    if kept < NARROW:
+        events.warning(
+            f"cut to {kept:.0%} of the picture, the field that all photos show; --no-crop keeps it"
+        )
     curve = stack.curve
     for registration in registrations:
         index = registration.index

@@ -141,7 +141,7 @@ def test_a_batch_warns_of_what_is_sharp_in_no_photo(mffsr, tmp_path):
         write_photo(Photo(pixels=np.full((64, 80, 3), 99, np.uint8)), tmp_path / "in" / "plain" / name)
     result = mffsr("batch", tmp_path / "in", "-o", tmp_path / "out", "-s", 1, "--no-align", "--json")
     assert result.exit_code == 0, result.stderr
-    warning = "100.0% of the picture is plain, or sharp in no photo"
+    warning = "100.0% of the picture is plain, or equally sharp in all photos"
     assert events(result)[1]["warnings"] == [warning]
     assert f"warning: plain: {warning}" in result.stderr
 

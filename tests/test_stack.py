@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from conftest import bracket, textured, tiny_model, undecided
 from photo_samples import camera_exif
+from PIL import ImageCms
 
 from mffsr import frames as frames_module
 from mffsr.engine import fuse_bracket
@@ -245,6 +246,28 @@ def test_a_registered_frame_has_its_own_alpha_and_is_no_result():
         assert (frame.alpha == 100).all(), "alpha is no light"
         assert frame.xmp is None
         assert frame.dpi == (300, 300)
+
+
+def test_profiles_may_differ_in_their_date():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    dated = [
+        profile[:24] + bytes([7, 234, 0, day]) + profile[28:84] + bytes([day] * 16) + profile[100:]
+        for day in (1, 2)
+    ]
+    stack, *_ = read(*(photo(textured(20, 40), icc=icc) for icc in dated))
+    assert [head.icc for head in stack.heads] == dated
+
+
+def test_a_picture_of_which_little_is_left_is_told():
+    told, pixels = [], textured(60, 80)
+    with FrameStore(2) as frames, FrameStore(2) as alphas:
+        stack = read_stack([photo(pixels), photo(pixels[:, ::-1])], frames, alphas, Events())
+        for dx in (8, 32):
+            shift = np.array([[1, 0, dx], [0, 1, 0], [0, 0, 1]])
+            lie = [Registration(), Registration(index=1, matrix=shift)]
+            for crop in (False, True):
+                resample(stack, lie, Events(warning=told.append), crop=crop)
+    assert told == ["cut to 60% of the picture, the field that all photos show; --no-crop keeps it"]
 
 
 def test_every_pixel_has_the_alpha_of_its_own_frame():

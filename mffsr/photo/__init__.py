@@ -2,6 +2,7 @@
 
 from ._alpha import fill_from_nearest, fill_transparent
 from ._atomic import atomic_output, resolve_target
+from ._colour import same_profile
 from ._decoded import Header, Pixels
 from .images import (
     Photo,
@@ -36,6 +37,7 @@ __all__ = [
     "read_header",
     "read_photo",
     "resolve_target",
+    "same_profile",
     "supported_depth",
     "with_depth",
     "write_photo",

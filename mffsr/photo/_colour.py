@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from ._decoded import Pixels, Warn, to_8_bit
 
-__all__ = ["SPACES", "gray_to_srgb", "icc_fault", "srgb_profile", "to_srgb", "usable_icc"]
+__all__ = ["SPACES", "gray_to_srgb", "icc_fault", "same_profile", "srgb_profile", "to_srgb", "usable_icc"]
 
 SPACES = {1: "GRAY", 3: "RGB"}  # the colour space a profile must describe, by channels
 _LARGEST = 16_000_000  # bytes; what 255 JPEG segments hold
@@ -21,11 +21,21 @@ _LARGEST = 16_000_000  # bytes; what 255 JPEG segments hold
 @functools.cache
 def srgb_profile() -> bytes:
     """The sRGB profile, byte for byte the same on every call and every day."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    # Bytes 24-35 are the creation time, 84-99 the MD5 identifier that depends on it (ICC.1:2010, 7.2).
-    profile[24:36] = bytes.fromhex("07d000010001000000000000")
-    profile[84:100] = bytes(16)
-    return bytes(profile)
+    profile = _timeless(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    return profile[:24] + bytes.fromhex("07d000010001000000000000") + profile[36:]
+
+
+def same_profile(one: bytes | None, other: bytes | None) -> bool:
+    """Whether two profiles differ in nothing but their date: some programs make one for each file."""
+    return _timeless(one or b"") == _timeless(other or b"")
+
+
+def _timeless(icc: bytes) -> bytes:
+    """A profile without its creation time and the MD5 identifier that depends on it.
+
+    Bytes 24-35 and 84-99 (ICC.1:2010, 7.2).
+    """
+    return icc[:24] + bytes(12) + icc[36:84] + bytes(16) + icc[100:]
 
 
 def icc_fault(icc: bytes, space: str) -> str | None:

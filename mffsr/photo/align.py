@@ -82,7 +82,8 @@ class Registration:
     shift: tuple[float, float] = (0.0, 0.0)  # of the centre of the reference, pixels along x and y
     rotation: float = 0.0  # degrees
     scale: float = 1.0  # frame pixels per reference pixel: above 1, the frame sees less
-    ecc: float = 1.0  # correlation of the shared structure, −1..1; in a bracket, with its middle frame
+    # With the middle frame of a bracket; with its neighbour where only over that it could be placed:
+    ecc: float = 1.0  # correlation of the shared structure, −1..1
     residual: float = 0.0  # median displacement that parts of the frame still show, pixels
     spread: float = 0.0  # standard error of the displacement at the worst corner, pixels
     index: int = 0  # the frame's place in the bracket
@@ -271,7 +272,11 @@ def _place(proxy: Proxy, trail: _Trail, anchor: Proxy, motion: Motion) -> _Trail
     if _doubt(step, "", anchor.size) is not None:
         return _Trail(proxy, fit(proxy, anchor, motion, [trail.fit.matrix]), np.eye(3))
     chained = step.matrix @ trail.fit.matrix
-    chain = step._replace(matrix=chained / chained[2, 2], spread=math.hypot(step.spread, trail.fit.spread))
+    chain = step._replace(
+        matrix=chained / chained[2, 2],
+        overlap=_overlap(chained, anchor.size),
+        spread=math.hypot(step.spread, trail.fit.spread),
+    )
     direct = fit(proxy, anchor, motion, [chain.matrix], features=False)
     apart = displacement(direct.matrix @ np.linalg.inv(chain.matrix), anchor.size)
     if _doubt(direct, "", anchor.size) is not None or apart > 1 + 6 * math.hypot(chain.spread, direct.spread):
@@ -280,6 +285,14 @@ def _place(proxy: Proxy, trail: _Trail, anchor: Proxy, motion: Motion) -> _Trail
     matrix = share * chain.matrix + (1 - share) * direct.matrix
     spread = math.sqrt(share) * chain.spread  # of the mean of two, weighted by their errors
     return _Trail(proxy, direct._replace(matrix=matrix, spread=spread), step.matrix)
+
+
+def _overlap(matrix: Matrix, size: tuple[int, int]) -> float:
+    """Return the share of an image of `size` (width, height) that another of this size covers."""
+    x, y = (side.ravel() for side in np.meshgrid(*(np.linspace(0, length - 1, 33) for length in size)))
+    moved = matrix @ np.stack((x, y, np.ones_like(x)))
+    x, y = moved[:2] / moved[2]
+    return float(((x >= 0) & (x <= size[0] - 1) & (y >= 0) & (y <= size[1] - 1)).mean())
 
 
 def _smallest_field(placed: dict[int, _Placed], size: tuple[int, int]) -> int:
