@@ -94,6 +94,10 @@ def find(weights: str | os.PathLike[str], scale: int) -> tuple[Path, Path | None
         }
     )
     given = Path(weights)
+    try:
+        given.is_dir()
+    except OSError as error:  # too long for a name, or in a folder that is closed
+        raise CheckpointError(f"{weights}: {error.strerror or error}") from None
     if weights == "photo" or weights in names:  # even where a folder of that name stands around
         fn = bundled / f"{weights}-x{scale}.safetensors"
     elif given.is_dir():
@@ -104,6 +108,8 @@ def find(weights: str | os.PathLike[str], scale: int) -> tuple[Path, Path | None
             raise CheckpointError(f"{weights}: no such weight file")
         if read_header(given)["kind"] == "fapn":
             fapn = given
+        elif scale == 1:
+            raise CheckpointError(f"{weights}: enlarges, but scale 1 needs weights that find the focus")
         else:
             fn = given
     else:

@@ -74,7 +74,7 @@ def find_device(device: str, precision: str) -> torch.device:
 
     Raises UsageError for a device or precision that is not there, and names those that are.
     """
-    found = available_devices()
+    found, device = available_devices(), str(device)
     name = found[0] if device == "auto" else "cuda:0" if device == "cuda" else device
     if name not in found:
         raise UsageError(f"device {device}: not on this machine\navailable: {', '.join(found)}")
@@ -96,7 +96,7 @@ def choose(device: str = "auto", precision: str = "auto", max_memory: int | None
     """
     try:
         limit = 1 << 62 if max_memory is None else int(max_memory)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         limit = 0
     if limit < 1:
         raise UsageError(f"max_memory {max_memory}: expected bytes, at least 1")

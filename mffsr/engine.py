@@ -105,7 +105,9 @@ def fuse(
     Warns (`warnings`) of what a user should look at, such as a picture that is plain. Raises
     UsageError, PhotoError, BracketError, CheckpointError or DeviceError, all of them MffsrError.
     """
-    if isinstance(photos, str | bytes) or not (hasattr(photos, "__len__") and hasattr(photos, "__getitem__")):
+    if isinstance(photos, str | bytes | Mapping) or not (
+        hasattr(photos, "__len__") and hasattr(photos, "__getitem__")
+    ):
         raise UsageError(f"{type(photos).__name__} given, expected a list of at least 2 photos")
     if len(photos) == 1 and isinstance(photos[0], str | os.PathLike):
         photos = planes_of(photos[0])

@@ -202,8 +202,8 @@ def _paste(composite: Pixels, frame: Frame, wins: NDArray[np.bool_]) -> None:
 
 def preview(labels: Labels, count: int) -> NDArray[np.uint8]:
     """Return the label map as colours, H×W×3: hues from red (first frame) to violet (last)."""
-    hue = np.linspace(0, 140, count).astype(np.uint8)  # OpenCV's hues end at 180
-    hsv = np.stack((hue, np.full(count, 190, np.uint8), np.full(count, 235, np.uint8)), 1)[None]
+    hue = np.linspace(0, 280, count, dtype=np.float32)  # degrees; in 8 bits there are but 180 of them
+    hsv = np.stack((hue, np.full_like(hue, 0.75), np.full_like(hue, 0.92)), 1)[None]
     colours = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]
-    chosen: NDArray[np.uint8] = colours[labels]
+    chosen: NDArray[np.uint8] = np.rint(colours * 255).astype(np.uint8)[labels]
     return chosen

@@ -346,7 +346,7 @@ def resample(
     kept = math.prod(view[2:]) / math.prod(stack.size)
     if kept < NARROW:
         events.warning(
-            f"cut to {kept:.0%} of the picture, the field that all photos show; --no-crop keeps it"
+            f"cut to {kept:.0%} of the picture, the field that all photos show; --no-crop keeps the rest"
         )
     curve = stack.curve
     for registration in registrations:

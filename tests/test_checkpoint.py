@@ -187,6 +187,10 @@ def test_weights_are_found_by_name_folder_and_file(tiny_weights):
             find("nosuch", scale)
     with pytest.raises(CheckpointError, match="no such weight file"):
         find("nosuch.safetensors", 2)
+    with pytest.raises(CheckpointError, match=r"x2\.safetensors: enlarges, but scale 1"):
+        find(str(tiny_weights / "x2.safetensors"), 1)
+    with pytest.raises(CheckpointError, match="w: File name too long"):
+        find("w" * 300, 2)
 
 
 def test_a_bundled_set_is_meant_even_beside_a_folder_of_its_name(tmp_path, monkeypatch):

@@ -456,6 +456,8 @@ def test_a_picture_too_large_for_the_memory_is_no_matter_of_tiles(cpu):
         ([np.zeros((64, 64, 3), np.uint8)] * 2, {"tile": 100.0}, "tile is 100.0, expected .* at least 64"),
         ([np.zeros((64, 64, 3), np.uint8)] * 2, {"max_memory": 0}, "max_memory 0: expected bytes"),
         ([np.zeros((64, 64, 3), np.uint8)] * 2, {"max_memory": "4G"}, "max_memory 4G: expected bytes"),
+        ([np.zeros((64, 64, 3), np.uint8)] * 2, {"max_memory": np.inf}, "max_memory inf: expected bytes"),
+        ({"near": "a.jpg", "far": "b.jpg"}, {}, "dict given, expected a list"),
         ([np.zeros((64, 64, 3), np.uint8)] * 2, {"weights": None}, "weights are NoneType, expected"),
     ],
 )
@@ -470,6 +472,7 @@ def test_numbers_and_arrays_of_other_types_that_mean_the_same(tiny_weights):
     swapped = [frame.astype(frame.dtype.newbyteorder()) for frame in (near, far)]
     options = {"weights": str(tiny_weights), "device": "cpu", "align": False}
     expected = fuse([near, far], scale=2, max_memory=4 << 30, **options)
+    options["device"] = torch.device("cpu")
     out = fuse(swapped, scale=2.0, max_memory=float(4 << 30), **options)
     np.testing.assert_array_equal(out.pixels, expected.pixels)
 

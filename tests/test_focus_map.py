@@ -110,6 +110,8 @@ def test_the_preview_begins_with_red_and_ends_with_violet():
     assert colours[0, 1] == colours[0, 2]
     assert colours[3, 2] > colours[3, 0] > colours[3, 1]
     assert len(np.unique(colours, axis=0)) == 4
+    many = preview(np.arange(500, dtype=np.uint16)[None], 500)[0]
+    assert len(np.unique(many, axis=0)) == 500
 
 
 # -- regions -----------------------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ def test_a_picture_of_which_little_is_left_is_told():
             lie = [Registration(), Registration(index=1, matrix=shift)]
             for crop in (False, True):
                 resample(stack, lie, Events(warning=told.append), crop=crop)
-    assert told == ["cut to 60% of the picture, the field that all photos show; --no-crop keeps it"]
+    assert told == ["cut to 60% of the picture, the field that all photos show; --no-crop keeps the rest"]
 
 
 def test_every_pixel_has_the_alpha_of_its_own_frame():

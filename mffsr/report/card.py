@@ -17,7 +17,7 @@ from mffsr.report.pictures import Picture
 
 __all__ = ["Card", "card_html", "is_ours", "read_card"]
 
-_HEAD = 400_000  # bytes in which a card ends: a cover has 100 kB at most
+_HEAD = 400_000  # bytes in which a card ends: a cover, which may be noise, takes 280 kB at most
 _CARD = re.compile(r'<meta name="mffsr-card" content="([^"]*)">')
 
 
