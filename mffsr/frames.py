@@ -2,7 +2,7 @@
 
     store[i][rows, columns]     the part of a frame that a tile needs, an ordinary array
 
-Memory does not grow with the number of frames: a bracket above `IN_MEMORY` bytes lies in one temporary file,
+Memory hardly grows with the number of frames: a bracket above `IN_MEMORY` bytes lies in one temporary file,
 of which plain reads take the rows that are asked for (mapped pages would count as this process's memory). On
 POSIX the file has no name from the start, so that nothing is left behind however the process ends.
 """

@@ -449,15 +449,16 @@ def test_two_measurements_of_a_frame_are_weighted_or_that_of_its_neighbour_is_be
     assert found.pace == pytest.approx(transform(4, 0)), "the step from the neighbour"
 
 
+@pytest.mark.parametrize(("shift", "scale", "overlap"), [(0.3, 1, 0.4), (0, 1.2, 1)])
 def test_a_chained_frame_has_the_overlap_with_the_anchor_not_with_its_neighbour(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, shift: float, scale: float, overlap: float
 ) -> None:
     anchor, neighbour, frame = (SimpleNamespace(size=(WIDTH, HEIGHT)) for _ in range(3))
-    step = measured(WIDTH * 0.3, 0.3, overlap=0.7)
+    step = measured(shift * WIDTH, 0.3, scale=scale, overlap=0.7)
     known = {id(neighbour): step, id(anchor): measured(0, 0, ecc=0.1)}
     monkeypatch.setattr("mffsr.photo.align.fit", lambda frame, reference, *_, **__: known[id(reference)])
     found = _place(frame, _Trail(neighbour, step, np.eye(3)), anchor, "similarity")
-    assert found.fit.overlap == pytest.approx(0.4, abs=0.03)
+    assert found.fit.overlap == pytest.approx(overlap, abs=0.03)
 
 
 @pytest.mark.parametrize(

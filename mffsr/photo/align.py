@@ -288,11 +288,15 @@ def _place(proxy: Proxy, trail: _Trail, anchor: Proxy, motion: Motion) -> _Trail
 
 
 def _overlap(matrix: Matrix, size: tuple[int, int]) -> float:
-    """Return the share of an image of `size` (width, height) that another of this size covers."""
+    """Return what share of the one that sees less two images of `size` (width, height) have in common."""
     x, y = (side.ravel() for side in np.meshgrid(*(np.linspace(0, length - 1, 33) for length in size)))
-    moved = matrix @ np.stack((x, y, np.ones_like(x)))
-    x, y = moved[:2] / moved[2]
-    return float(((x >= 0) & (x <= size[0] - 1) & (y >= 0) & (y <= size[1] - 1)).mean())
+
+    def covered(to: NDArray[np.floating]) -> float:
+        moved = to @ np.stack((x, y, np.ones_like(x)))
+        u, v = moved[:2] / moved[2]
+        return float(((u >= 0) & (u <= size[0] - 1) & (v >= 0) & (v <= size[1] - 1)).mean())
+
+    return max(covered(matrix), covered(np.linalg.inv(matrix)))
 
 
 def _smallest_field(placed: dict[int, _Placed], size: tuple[int, int]) -> int:
