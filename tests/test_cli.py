@@ -357,6 +357,22 @@ def test_the_results_of_last_time_are_no_photos_of_their_folder(quick, folder):
     assert "b.jpg: is one of the inputs" in refused.stderr
 
 
+@pytest.mark.parametrize("photos", [".", "*"])
+def test_renamed_results_of_earlier_runs_are_no_photos_of_their_folder(quick, folder, photos):
+    shutil.copy("b.jpg", "out-7.jpg")  # a photo, though named as one of them
+    written = ("-o", "out.jpg", "--focus-map", "map.png", "-s", 1, "--on-exists", "rename")
+    for number in range(3):
+        done = quick(photos, *written, "--json")
+        assert done.exit_code == 0, done.stderr
+        frames = [Path(frame["path"]).name for frame in json.loads(done.stdout)["frames"]]
+        assert frames == ["a.jpg", "b.jpg", "out-7.jpg"]
+        if number == 1:
+            Path("out.jpg").unlink()  # the better one is kept
+    assert {path.name for path in folder.glob("m*")} == {
+        f"map{n}{kind}.png" for n in ("", "-2", "-3") for kind in ("", "-preview")
+    }
+
+
 def test_a_glob_in_a_folder_whose_name_looks_like_one(tmp_path):
     for place in ("shoot [12]", "shoot 1"):
         (tmp_path / place).mkdir()

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, overload
 import typer
 
 from mffsr.cli.console import Console
-from mffsr.cli.outputs import aligned_names, check_outputs, default_output, free_name, with_preview
+from mffsr.cli.outputs import (
+    aligned_names,
+    check_outputs,
+    default_output,
+    free_name,
+    numbered_files,
+    with_preview,
+)
 from mffsr.errors import BracketError, PhotoError, UsageError
 from mffsr.limits import SMALLEST_TILE
 from mffsr.text import natural, plane_of
@@ -41,6 +48,7 @@ __all__ = [
     "parse_memory",
     "parse_tile",
     "prepare",
+    "renamed_files",
     "settle_existing",
     "wanted_depth",
     "with_free_names",
@@ -168,6 +176,13 @@ def own_files(output: Path | None, focus_map: Path | None) -> list[Path]:
     """Return the photo and the maps that `fuse` is told to write, the photo first."""
     maps = with_preview(focus_map) if focus_map is not None else ()
     return [*([output] if output is not None else ()), *maps]
+
+
+def renamed_files(output: Path | None, focus_map: Path | None) -> list[Path]:
+    """Return what earlier runs with --on-exists rename may have written instead of `own_files`."""
+    photos = numbered_files(output) if output is not None else []
+    maps = numbered_files(focus_map, with_preview) if focus_map is not None else []
+    return [*photos, *maps]
 
 
 def bracket_of(arguments: list[str], own: Sequence[Path] = ()) -> list[Path]:
