@@ -127,7 +127,7 @@ def test_a_folder_is_no_output_that_exists(fuse, folder, output, code, existing)
         ),
         (["a.jpg", "b.jpg", "-o", "o.png", "--focus-map", "o.png"], ["o.png", "another file"]),
         (["a.jpg", "b.jpg", "-o", "m-preview.png", "--focus-map", "m.png"], ["m-preview.png", "another"]),
-        (["001-a.png", "x/b.jpg", "-o", "o.png", "--save-aligned", "."], []),
+        (["001-a.png", "x/b.jpg", "-o", "o.png", "--save-aligned", "al"], []),
         (["a.jpg", "001-a.tif", "-o", "o.png", "--save-aligned", "x"], ["001-a.tif", "inputs"]),
         (["a.jpg", "b.jpg", "-o", "002-b.tif", "--save-aligned", "."], ["002-b.tif", "another file"]),
         (["a.jpg", "b.jpg", "-o", "o.png", "--focus-map", "link.png"], ["link.png", "inputs"]),
@@ -162,6 +162,15 @@ def test_registered_photos_go_into_no_folder_that_is_closed(quick, folder, monke
     result = quick("a.jpg", "b.jpg", "-s", 1, "-n", "-o", "o.png", "--save-aligned", "closed/al")
     assert result.exit_code == 1
     assert "closed/al: no permission to write into closed\nchoose another folder" in result.stderr
+
+
+@pytest.mark.parametrize("place", [".", "x"])
+def test_registered_photos_do_not_go_among_the_photos(quick, folder, place):
+    Path("x").symlink_to(".")
+    result = quick(".", "-s", 1, "-n", "-o", "o.png", "--save-aligned", place)
+    assert result.exit_code == 2
+    assert f"{place}: photos of the bracket lie there" in result.stderr
+    assert "choose another folder" in result.stderr
 
 
 def test_no_empty_folder_is_left_of_registered_photos_that_cannot_be_written(quick, folder, monkeypatch):

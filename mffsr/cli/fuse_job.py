@@ -28,7 +28,7 @@ from mffsr.cli.outputs import (
 )
 from mffsr.errors import BracketError, PhotoError, UsageError
 from mffsr.limits import SMALLEST_TILE
-from mffsr.text import natural, plane_of
+from mffsr.text import file_of, natural, plane_of
 
 if TYPE_CHECKING:
     from mffsr.photo import Header, Photo
@@ -388,6 +388,12 @@ def _check_aligned(job: Job) -> None:
     if folder is None:
         return
     if folder.is_dir():
+        places = {file_of(photo).parent for photo in job.photos}
+        if any(os.path.samefile(folder, place) for place in places):
+            raise UsageError(
+                f"{folder}: photos of the bracket lie there; next time, registered ones would count as such\n"
+                "choose another folder"
+            )
         for path in job.aligned:
             check_target(path, overwrite=job.overwrite)
     elif os.path.lexists(folder):
