@@ -62,7 +62,9 @@ class Records:
         """Return the real paths of everything that batches wrote here."""
         found = set()
         for path in self.folder.glob("*.json"):
-            found |= {os.path.realpath(self.out / name) for name in self._load(path).get("files", {})}
+            record = self._load(path)
+            names = [*record.get("files", {}), *record.get("earlier", {})]
+            found |= {os.path.realpath(self.out / name) for name in names}
         return found
 
     def find(self, target: Path, key: str, *, stop: Callable[[], bool] = lambda: False) -> Found:
@@ -105,22 +107,22 @@ class Records:
                 there = os.stat(path)
                 before[self._name(path)] = [there.st_size, there.st_mtime_ns]
         names = dict.fromkeys(map(self._name, files))
-        self._save(self._path(target, key, begun=True), key, names, before)
+        self._save(target, key, names, before, begun=True)
 
     def keep(self, target: Path, key: str) -> None:
         """Note what there is of an output that was begun: from now on it is ours only while it stays so."""
-        path = self._path(target, key, begun=True)
-        record = self._load(path)
+        record = self._load(self._path(target, key, begun=True))
         files: dict[str, Any] = record.get("files", {})
         there = [name for name in files if os.path.lexists(self.out / name)]
         ours = [name for name in there if self._ours(name, record, lambda: False)]
         if ours:
             with contextlib.suppress(OSError, PhotoError):  # as on a full disk; then it stays as it was
-                self._save(path, key, files | {n: _mark(self.out / n) for n in ours}, record["before"])
+                marks = {name: _mark(self.out / name) for name in ours}
+                self._save(target, key, files | marks, record["before"], begun=True)
 
     def finish(self, target: Path, key: str, files: Sequence[Path]) -> None:
         """Note that `files` are written."""
-        self._save(self._path(target, key), key, {self._name(path): _mark(path) for path in files})
+        self._save(target, key, {self._name(path): _mark(path) for path in files})
         self.forget(target, key)
 
     def forget(self, target: Path, key: str) -> None:
@@ -135,12 +137,29 @@ class Records:
         digest = hashlib.sha256(os.fsencode(target.relative_to(self.out)) + b"\0" + key.encode())
         return self.folder / f"{digest.hexdigest()[:32]}{'.begun' * begun}.json"
 
+    def _earlier(self, target: Path, key: str, files: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the records so far know of other files, as renamed ones, that are still there."""
+        earlier: dict[str, Any] = {}
+        for begun in (False, True):
+            record = self._load(self._path(target, key, begun=begun))
+            for name, mark in (record.get("earlier", {}) | record.get("files", {})).items():
+                if mark is not None and name not in files and os.path.lexists(self.out / name):
+                    earlier[name] = mark
+        return earlier
+
     def _save(
-        self, path: Path, key: str, files: Mapping[str, Any], before: Mapping[str, list[int]] | None = None
+        self,
+        target: Path,
+        key: str,
+        files: Mapping[str, Any],
+        before: Mapping[str, list[int]] | None = None,
+        *,
+        begun: bool = False,
     ) -> None:
         record = {"mffsr_batch": VERSION, "key": key, "before": before or {}, "files": files}
+        record["earlier"] = self._earlier(target, key, files)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_output(path, overwrite=True) as stream:
+        with atomic_output(self._path(target, key, begun=begun), overwrite=True) as stream:
             stream.write(json.dumps(record, indent=1).encode())  # lone surrogates are escaped and come back
 
     def _load(self, path: Path) -> dict[str, Any]:
@@ -152,7 +171,7 @@ class Records:
             files = record["files"]
             if record["mffsr_batch"] != VERSION or not isinstance(record.setdefault("before", {}), dict):
                 return {}
-            for name, expected in files.items():
+            for name, expected in (*files.items(), *record.setdefault("earlier", {}).items()):
                 if expected is not None and not isinstance(
                     expected["size"] + int(expected["sha256"], 16), int
                 ):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,7 @@ __all__ = [
 
 REACH, ANSWER = 5.0, 20.0  # s to reach a scheduler, and until it has answered: three steps of the former
 TIMED_OUT = (TimeoutError, asyncio.TimeoutError)  # one and the same since Python 3.11
+NOT_DASK = (MemoryError, struct.error)  # where Dask takes other words, as of a web server, for sizes
 _stopped: set[str] = set()  # in a worker: the runs that were interrupted
 
 
@@ -108,10 +110,14 @@ def cluster(address: str | None, workers: int = 1) -> Iterator[Any]:
             return
         try:
             client = stack.enter_context(_client(address))
-        except (OSError, ValueError, TypeError, ImportError, *TIMED_OUT) as fault:
-            late = isinstance(fault, TIMED_OUT)  # whichever of Dask's waits ended first; some say nothing
+        except (OSError, ValueError, TypeError, ImportError, *TIMED_OUT, *NOT_DASK) as fault:
+            why = first_line(fault)
+            if isinstance(fault, TIMED_OUT):  # whichever of Dask's waits ended first; some say nothing
+                why = "timed out"
+            elif isinstance(fault, NOT_DASK):
+                why = "something else does"
             raise ClusterError(
-                f"{address}: no Dask scheduler answers there ({'timed out' if late else first_line(fault)})\n"
+                f"{address}: no Dask scheduler answers there ({why})\n"
                 "expected something like tcp://10.0.0.1:8786; dask scheduler starts one"
             ) from None
         yield client

@@ -399,6 +399,14 @@ def test_results_of_an_earlier_batch_are_no_bracket_wherever_they_lie(mffsr, cop
     assert brackets == ["b1", "b1/fused", "b2", "b3"]  # photos that lie there too are photos
 
 
+def test_renamed_results_of_all_earlier_batches_are_no_photos(mffsr, tmp_path):
+    one = write_brackets(tmp_path / "in", 1)
+    shutil.copytree(one / "b1", one / "b2")  # their results are alike: photos such as these were a bracket
+    here = ["batch", one, "-o", one, "-s", 1, "--on-exists", "rename", "--json"]
+    for _ in range(3):
+        assert outcome(mffsr(*here)) == [("done", "b1"), ("done", "b2")]
+
+
 def test_inputs_are_never_overwritten(mffsr, copied):
     before = outputs(copied)
     result = mffsr("batch", copied, "-o", copied, "-s", 1, "-f", "--template", "{bracket}/p1{ext}")
@@ -617,8 +625,9 @@ def test_damaged_records_count_as_missing(brackets, copier):
     one, two, _ = sorted((copier.out / FOLDER).glob("*.json"))
     one.write_bytes(b"{")
     for name in ("../x", "\0", "\ud800"):  # json.dumps escapes them
-        two.write_text(json.dumps({"mffsr_batch": 1, "begun": 1, "files": {name: None}}))
-        assert len(Records(copier.out).outputs()) == 1
+        for files in ({"files": {name: None}}, {"files": {}, "earlier": {name: None}}):
+            two.write_text(json.dumps({"mffsr_batch": 1, "begun": 1} | files))
+            assert len(Records(copier.out).outputs()) == 1
     events = [event for event, _, _ in run(brackets, copier, resume=True)]
     assert sorted(events) == ["failed", "failed", "skipped"]
 
@@ -652,6 +661,21 @@ def test_of_two_outputs_one_is_missing(noted):
     assert records.find(output, "key") == (State.begun, [output, focus_map])
     output.unlink()
     assert records.find(output, "key").state is State.unknown
+
+
+def test_what_was_written_under_other_names_stays_known(noted):
+    output, focus_map, records = noted
+    focus_map.unlink()
+    second, third = output.with_name("b1-2.jpg"), output.with_name("b1-3.jpg")
+    for path, note in (
+        (second, lambda: records.keep(output, "key")),  # as where another file could not be written
+        (third, lambda: records.finish(output, "key", [third])),
+    ):
+        records.begin(output, "key", [path])
+        path.write_bytes(b"photo")
+        note()
+    assert records.find(output, "key") == (State.finished, [third])
+    assert records.outputs() == {os.path.realpath(path) for path in (output, second, third)}
 
 
 def test_records_of_another_version_are_not_believed(noted):

@@ -127,7 +127,7 @@ def test_a_folder_is_no_output_that_exists(fuse, folder, output, code, existing)
         ),
         (["a.jpg", "b.jpg", "-o", "o.png", "--focus-map", "o.png"], ["o.png", "another file"]),
         (["a.jpg", "b.jpg", "-o", "m-preview.png", "--focus-map", "m.png"], ["m-preview.png", "another"]),
-        (["001-a.png", "x/b.jpg", "-o", "o.png", "--save-aligned", "."], []),
+        (["001-a.png", "x/b.jpg", "-o", "o.png", "--save-aligned", "al"], []),
         (["a.jpg", "001-a.tif", "-o", "o.png", "--save-aligned", "x"], ["001-a.tif", "inputs"]),
         (["a.jpg", "b.jpg", "-o", "002-b.tif", "--save-aligned", "."], ["002-b.tif", "another file"]),
         (["a.jpg", "b.jpg", "-o", "o.png", "--focus-map", "link.png"], ["link.png", "inputs"]),
@@ -162,6 +162,15 @@ def test_registered_photos_go_into_no_folder_that_is_closed(quick, folder, monke
     result = quick("a.jpg", "b.jpg", "-s", 1, "-n", "-o", "o.png", "--save-aligned", "closed/al")
     assert result.exit_code == 1
     assert "closed/al: no permission to write into closed\nchoose another folder" in result.stderr
+
+
+@pytest.mark.parametrize("place", [".", "x"])
+def test_registered_photos_do_not_go_among_the_photos(quick, folder, place):
+    Path("x").symlink_to(".")
+    result = quick(".", "-s", 1, "-n", "-o", "o.png", "--save-aligned", place)
+    assert result.exit_code == 2
+    assert f"{place}: photos of the bracket lie there" in result.stderr
+    assert "choose another folder" in result.stderr
 
 
 def test_no_empty_folder_is_left_of_registered_photos_that_cannot_be_written(quick, folder, monkeypatch):
@@ -355,6 +364,22 @@ def test_the_results_of_last_time_are_no_photos_of_their_folder(quick, folder):
     refused = quick(".", "-o", "b.jpg", "-f")  # but a photo stays one
     assert refused.exit_code == 2
     assert "b.jpg: is one of the inputs" in refused.stderr
+
+
+@pytest.mark.parametrize("photos", [".", "*"])
+def test_renamed_results_of_earlier_runs_are_no_photos_of_their_folder(quick, folder, photos):
+    shutil.copy("b.jpg", "out-7.jpg")  # a photo, though named as one of them
+    written = ("-o", "out.jpg", "--focus-map", "map.png", "-s", 1, "--on-exists", "rename")
+    for number in range(3):
+        done = quick(photos, *written, "--json")
+        assert done.exit_code == 0, done.stderr
+        frames = [Path(frame["path"]).name for frame in json.loads(done.stdout)["frames"]]
+        assert frames == ["a.jpg", "b.jpg", "out-7.jpg"]
+        if number == 1:
+            Path("out.jpg").unlink()  # the better one is kept
+    assert {path.name for path in folder.glob("m*")} == {
+        f"map{n}{kind}.png" for n in ("", "-2", "-3") for kind in ("", "-preview")
+    }
 
 
 def test_a_glob_in_a_folder_whose_name_looks_like_one(tmp_path):

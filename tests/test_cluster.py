@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -143,6 +144,9 @@ def test_nobody_answers(mffsr, brackets, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert "pip install 'mffsr[cluster]'" in refused(mffsr, brackets, tmp_path / "out", "tcp://127.0.0.1:9")
     assert mffsr("batch", brackets, "--cluster", "tcp://127.0.0.1:9", "--workers", 2).exit_code == 2
+    empty = mffsr("batch", brackets, "--cluster", "")  # as of a variable that is not set
+    assert empty.exit_code == 2
+    assert "--cluster: the address is empty" in empty.stderr
 
 
 @pytest.mark.parametrize("address", ["nonsense", "odd://127.0.0.1:9", "a worker"])
@@ -172,6 +176,21 @@ def test_what_takes_the_connection_and_never_answers_is_given_up(monkeypatch):
         asking.start()
         asking.join(20)
         assert "no Dask scheduler answers there (timed out)" in "".join(said)
+
+
+@pytest.mark.parametrize("reply", [b"HTTP/1.1 400 Bad Request\r\n\r\n", bytes(64)], ids=["web", "zeros"])
+def test_another_service_that_answers_is_no_scheduler(reply):
+    def serve() -> None:
+        with server.accept()[0] as asked, suppress(OSError):
+            asked.sendall(reply)
+            while asked.recv(4096):  # until it is given up
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        told = "no Dask scheduler answers there .something else does"
+        with pytest.raises(ClusterError, match=told), cluster(f"tcp://127.0.0.1:{server.getsockname()[1]}"):
+            pass
 
 
 @dataclass

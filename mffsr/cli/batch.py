@@ -114,6 +114,8 @@ def batch(
             raise UsageError("nothing to do: expected a FOLDER, or a --plan")
         if cluster is not None and workers > 1:
             raise UsageError("--workers are processes here, --cluster has its own: expected one of them")
+        if cluster is not None and not cluster.strip():
+            raise UsageError("--cluster: the address is empty\nexpected something like tcp://10.0.0.1:8786")
         out = output or (Path() if dry_run and folder is None else _default_out(folder))
         existing = fuse_job.settle_existing(on_exists, force=force)
         writes_plan = dry_run and plan is not None and folder is not None

@@ -49,7 +49,7 @@ def fuse_remotely(
     """
     from mffsr.batch import Claims
 
-    console.message(f"looking for workers at {address}" if address else "starting workers")
+    console.message(f"looking for workers at {address}" if address is not None else "starting workers")
     with cluster(address, computing.processes) as client:
         task = _task(brackets, options, computing, resume)
         options.out.mkdir(parents=True, exist_ok=True)

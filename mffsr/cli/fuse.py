@@ -26,6 +26,7 @@ from mffsr.cli.fuse_job import (
     parse_memory,
     parse_tile,
     prepare,
+    renamed_files,
     settle_existing,
     with_free_names,
 )
@@ -109,7 +110,10 @@ def fuse(
         tile_size = parse_tile(tile)
         memory = parse_memory(max_memory)
         existing = settle_existing(on_exists, force=force)
-        paths = bracket_of(photos, own_files(output, focus_map))
+        own = own_files(output, focus_map)
+        if existing is OnExists.rename:  # else what is named so may as well be a result of part of a bracket
+            own += renamed_files(output, focus_map)
+        paths = bracket_of(photos, own)
         _warn_of_results(paths, console)
         job = prepare(
             paths,

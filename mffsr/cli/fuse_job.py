@@ -18,10 +18,17 @@ from typing import TYPE_CHECKING, overload
 import typer
 
 from mffsr.cli.console import Console
-from mffsr.cli.outputs import aligned_names, check_outputs, default_output, free_name, with_preview
+from mffsr.cli.outputs import (
+    aligned_names,
+    check_outputs,
+    default_output,
+    free_name,
+    numbered_files,
+    with_preview,
+)
 from mffsr.errors import BracketError, PhotoError, UsageError
 from mffsr.limits import SMALLEST_TILE
-from mffsr.text import natural, plane_of
+from mffsr.text import file_of, natural, plane_of
 
 if TYPE_CHECKING:
     from mffsr.photo import Header, Photo
@@ -41,6 +48,7 @@ __all__ = [
     "parse_memory",
     "parse_tile",
     "prepare",
+    "renamed_files",
     "settle_existing",
     "wanted_depth",
     "with_free_names",
@@ -168,6 +176,13 @@ def own_files(output: Path | None, focus_map: Path | None) -> list[Path]:
     """Return the photo and the maps that `fuse` is told to write, the photo first."""
     maps = with_preview(focus_map) if focus_map is not None else ()
     return [*([output] if output is not None else ()), *maps]
+
+
+def renamed_files(output: Path | None, focus_map: Path | None) -> list[Path]:
+    """Return what earlier runs with --on-exists rename may have written instead of `own_files`."""
+    photos = numbered_files(output) if output is not None else []
+    maps = numbered_files(focus_map, with_preview) if focus_map is not None else []
+    return [*photos, *maps]
 
 
 def bracket_of(arguments: list[str], own: Sequence[Path] = ()) -> list[Path]:
@@ -374,6 +389,12 @@ def _check_aligned(job: Job) -> None:
     if folder is None:
         return
     if folder.is_dir():
+        places = {file_of(photo).parent for photo in job.photos}
+        if any(os.path.samefile(folder, place) for place in places):
+            raise UsageError(
+                f"{folder}: photos of the bracket lie there; next time, registered ones would count as such\n"
+                "choose another folder"
+            )
         for path in job.aligned:
             check_target(path, overwrite=job.overwrite)
     elif os.path.lexists(folder):

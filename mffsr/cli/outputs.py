@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ __all__ = [
     "default_output",
     "default_suffix",
     "free_name",
+    "numbered_files",
     "preview_name",
     "with_preview",
 ]
@@ -63,9 +65,25 @@ def free_name(target: Path, files: Callable[[Path], Sequence[Path]] = lambda pat
     """Return the name itself, or the first with a number, none of whose `files` exists."""
     candidate, number = target, 2
     while any(os.path.lexists(file) for file in files(candidate)):
-        candidate = target.with_name(f"{target.stem}-{number}{target.suffix}")
+        candidate = _numbered(target, number)
         number += 1
     return candidate
+
+
+def numbered_files(
+    target: Path, files: Callable[[Path], Sequence[Path]] = lambda path: (path,)
+) -> list[Path]:
+    """Return the `files` of all names with a number that `free_name` may have given; some may not exist."""
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # no such folder: nothing was written there
+        names = os.listdir(target.parent)
+    found = (re.match(re.escape(target.stem) + r"-([0-9]+)", name) for name in names)
+    numbers = {int(match[1]) for match in found if match}
+    return [file for number in sorted(numbers) if number > 1 for file in files(_numbered(target, number))]
+
+
+def _numbered(target: Path, number: int) -> Path:
+    return target.with_name(f"{target.stem}-{number}{target.suffix}")
 
 
 def aligned_names(photos: Sequence[Path], folder: Path) -> list[Path]:
