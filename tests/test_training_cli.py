@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from typer.testing import CliRunner
 from mffsr.cli.app import app
 from mffsr.cli.console import Console
 from mffsr.cli.train import _find
+from mffsr.cli.train_run import _Stop
 from mffsr.device import Runtime
 from mffsr.errors import TrainingError, UsageError
 from mffsr.training import train, trainer
@@ -122,6 +125,15 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "RunOptions", lambda **given: whole(**given, features=8, blocks=1))
     monkeypatch.setattr(trainer, "mask_bank", lambda count, size, rng: mask_bank(8, size, rng))
     trainer._masks.cache_clear()
+
+
+@contextmanager
+def stopping(steps: int) -> Iterator[None]:
+    """Stop whatever is trained in this process after so many steps in all, as --minutes does."""
+    asked = iter(range(steps))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Stop, "__call__", lambda _: next(asked, None) is None)
+        yield
 
 
 # -- stopped and resumed -----------------------------------------------------------------------------------
@@ -380,6 +392,25 @@ def test_weights_that_lost_their_state_are_not_replaced(
     assert trained.read_bytes() == before
 
 
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("which", ["srn", "all"])
+@pytest.mark.parametrize("missing", ["", "x2-joint-state.safetensors"])
+def test_weights_of_the_joint_stage_are_not_replaced_by_an_unfinished_srn(
+    folder: Path, tmp_path: Path, which: str, missing: str
+) -> None:
+    with stopping(2):
+        assert run_here(*arguments(folder, tmp_path, "--steps", "4"))[0] == 0
+    assert run_here(*arguments(folder, tmp_path, "--steps", "1", which="joint"))[0] == 0
+    if missing:
+        (tmp_path / missing).unlink()
+    trained = tmp_path / "x2.safetensors"
+    before = trained.read_bytes()
+    code, err = run_here(*arguments(folder, tmp_path, "--steps", "4", "--resume", which=which))
+    assert code == 2
+    assert f"{trained}: trained jointly since srn stopped after step 2 of 4, and srn would replace it" in err
+    assert trained.read_bytes() == before
+
+
 def test_the_joint_stage_says_what_it_lacks(folder: Path, tmp_path: Path) -> None:
     code, err = run_here(*arguments(folder, tmp_path, which="joint"))
     assert code == 2
@@ -416,6 +447,18 @@ def test_all_stages_stop_in_time_and_go_on(folder: Path, tmp_path: Path) -> None
     assert {path.name: contents(path) for path in tmp_path.glob("*.safetensors")} == before
     assert f"joint: goes on from {tmp_path / 'x2-joint-state.safetensors'}" in err
     assert "anew" not in err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_all_stages_go_on_in_the_joint_one(folder: Path, tmp_path: Path) -> None:
+    given = arguments(folder, tmp_path, "--steps", "2", "--attention", "none", which="all")
+    with stopping(5):
+        code, err = run_here(*given)
+    assert code == 0, err
+    assert "joint stopped after step 1 of 2" in err
+    code, err = run_here(*given, "--resume")
+    assert code == 0, err
+    assert "joint 2 of 2: loss" in err
 
 
 @pytest.mark.usefixtures("tiny")

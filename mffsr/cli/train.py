@@ -251,6 +251,28 @@ def _check_folder(run: Path, stages: Sequence[Stage], scale: int, *, resume: boo
                 f"{weights}: trained weights without {state.name}, which training would replace\n"
                 "move them away, or choose another --out"
             )
+        if stage.name == "srn" and state.exists():
+            _check_joint(run, stage, scale)
+
+
+def _check_joint(run: Path, srn: Stage, scale: int) -> None:
+    """Refuse to go on with an unfinished SRN once the joint stage has begun: both write the same weights."""
+    from mffsr.checkpoint import read_header
+    from mffsr.training.stages import STAGES
+    from mffsr.training.state import read_info
+    from mffsr.training.train import state_file, weight_file
+
+    joint, weights = state_file(run, STAGES[-1], scale), weight_file(run, srn, scale)
+    info = read_info(state_file(run, srn, scale))
+    step, steps = int(info["step"]), int(info["stage"]["steps"])
+    if step >= steps:
+        return
+    if joint.exists() or (weights.exists() and read_header(weights).get("stage") == "joint"):
+        raise UsageError(
+            f"{weights}: trained jointly since srn stopped after step {step} of {steps}, and srn would "
+            "replace it\n"
+            f"train joint with --resume, or move it and {joint.name} away, or choose another --out"
+        )
 
 
 def _find(data: Path, validation: Path | None, console: Console) -> tuple[list[Path], list[Path]]:
