@@ -394,6 +394,22 @@ def test_weights_that_lost_their_state_are_not_replaced(
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("which", ["srn", "all"])
+@pytest.mark.parametrize("name", ["x2-srn.csv", "x2-srn.png"])
+def test_a_log_is_not_replaced_but_by_resuming(folder: Path, tmp_path: Path, name: str, which: str) -> None:
+    log = tmp_path / name
+    log.write_text("of another")
+    code, err = run_here(*arguments(folder, tmp_path, "--steps", "1", which=which))
+    assert code == 2
+    assert f"{log}: a log without x2-srn-state.safetensors, which training would replace\n" in err
+    assert "Decoding" not in err
+    assert log.read_text() == "of another"
+    if which == "srn":  # as of a run that was killed before it first saved its state
+        code, err = run_here(*arguments(folder, tmp_path, "--steps", "1", "--resume"))
+        assert code == 0, err
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("which", ["srn", "all"])
 @pytest.mark.parametrize("missing", ["", "x2-joint-state.safetensors"])
 def test_weights_of_the_joint_stage_are_not_replaced_by_an_unfinished_srn(
     folder: Path, tmp_path: Path, which: str, missing: str
@@ -428,7 +444,7 @@ def test_all_stages_stop_in_time_and_go_on(folder: Path, tmp_path: Path) -> None
     code, err = run_here(*given, "--minutes", "0.000001")
     assert code == 0, err
     assert "fapn stopped after step 0 of 4" in err
-    code, err = run_here(*given)
+    code, err = run_here(*given, "--resume")  # its log is there, though nothing is to go on from
     assert code == 0, err
     for line in ("fapn 4 of 4: loss", "srn 4 of 4: loss", "joint 4 of 4: loss", "of it making data"):
         assert line in err
@@ -473,6 +489,11 @@ def test_the_preview_is_written_and_nothing_trained(folder: Path, tmp_path: Path
     code, err = run_here(*arguments(folder, tmp_path, "--preview", "2"))
     assert code == 0, err
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "preview.png"]
+    before = (tmp_path / "preview.png").read_bytes()
+    code, err = run_here(*arguments(folder, tmp_path, "--preview", "1"))
+    assert code == 2
+    assert f"{tmp_path / 'preview.png'}: exists already\nmove it away, or choose another --out" in err
+    assert (tmp_path / "preview.png").read_bytes() == before
 
 
 # -- more than one process ---------------------------------------------------------------------------------

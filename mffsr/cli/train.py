@@ -132,6 +132,7 @@ def train(
             gradient_embedding=geb,
             shallow_deep=sdfc,
         )
+        sheet = out / "preview.png"
         _check_out(out, data, validation)
         runtime = _runtime(device, precision)
         processes = join(runtime.device)
@@ -145,11 +146,13 @@ def train(
             with processes.together(), console.live():
                 if not preview:
                     _check_folder(out, stages, scale, resume=resume)
+                elif sheet.exists():
+                    raise UsageError(f"{sheet}: exists already\nmove it away, or choose another --out")
                 photos, held_out = _load(*paths, stages, scale, runtime, console)
             if preview:
                 from mffsr.training.preview import write_preview
 
-                console.result(str(write_preview(photos, out / "preview.png", preview, seed)))
+                console.result(str(write_preview(photos, sheet, preview, seed)))
                 return
             run = Run(
                 out,
@@ -237,7 +240,7 @@ def _check_out(out: Path, data: Path, validation: Path | None) -> None:
 
 def _check_folder(run: Path, stages: Sequence[Stage], scale: int, *, resume: bool) -> None:
     """Refuse to overwrite a run that is there."""
-    from mffsr.training.train import state_file, weight_file
+    from mffsr.training.train import log_file, state_file, weight_file
 
     for stage in stages:
         state, weights = state_file(run, stage, scale), weight_file(run, stage, scale)
@@ -251,6 +254,13 @@ def _check_folder(run: Path, stages: Sequence[Stage], scale: int, *, resume: boo
                 f"{weights}: trained weights without {state.name}, which training would replace\n"
                 "move them away, or choose another --out"
             )
+        log = log_file(run, stage, scale)
+        for path in (log, log.with_suffix(".png")):
+            if path.exists() and not state.exists() and not resume:
+                raise UsageError(
+                    f"{path}: a log without {state.name}, which training would replace\n"
+                    "begin it anew by --resume, move it away, or choose another --out"
+                )
         if stage.name == "srn" and state.exists():
             _check_joint(run, stage, scale)
 
