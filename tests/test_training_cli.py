@@ -238,7 +238,8 @@ def test_a_small_photo_to_validate_on_is_not_put_down_to_the_patch(folder: Path,
     Image.fromarray(textured(80, 120)).save(held_out / "small.png")
     code, err = run_here(*arguments(folder, tmp_path / "run", "--val", str(held_out)))
     assert code == 2
-    assert "120×80 pixels, training needs at least 96×96\nremove these photographs\n" in err + "\n"
+    assert "120×80 pixels, validation needs at least 96×96\n" in err
+    assert "remove these photographs, or name others by --val" in err
     assert "--patch" not in err
 
 

@@ -336,7 +336,14 @@ def _load(
         instead=", or train with a smaller --patch",
         progress=count,
     )
-    scored = load_photos(held_out, runtime.device, smallest=SMALLEST, progress=count)
+    scored = load_photos(
+        held_out,
+        runtime.device,
+        smallest=SMALLEST,
+        purpose="validation",
+        instead=", or name others by --val",
+        progress=count,
+    )
     console.message(
         f"{len(paths)} photographs, {photos.megapixels:.1f} megapixels with their smaller copies; "
         f"{len(scored)} to validate on"
