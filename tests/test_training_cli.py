@@ -175,6 +175,7 @@ def test_interrupted_it_saves_and_says_how_to_go_on(folder: Path, tmp_path: Path
     assert code == 130, err
     step = step_of(run / "x2-srn-state.safetensors")
     assert f"srn stopped after step {step} of 100000: its state is kept in {run}, go on with --resume" in err
+    assert err.endswith("\nerror: interrupted\n")
     assert "Traceback" not in err
     assert not out
 
@@ -352,6 +353,7 @@ def test_a_second_training_in_the_folder_is_refused(folder: Path, tmp_path: Path
     code, _, err = finish(process)
     assert code == 143, err
     assert "srn stopped after step" in err
+    assert err.endswith("\nerror: terminated\n")
     code, err = run_here(*arguments(folder, run))
     assert code == 2
     assert "holds a training of srn already" in err
