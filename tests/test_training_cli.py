@@ -499,6 +499,17 @@ def test_the_preview_is_written_and_nothing_trained(folder: Path, tmp_path: Path
     assert (tmp_path / "preview.png").read_bytes() == before
 
 
+def test_the_preview_is_as_large_as_the_photos_allow(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for seed in range(2):
+        Image.fromarray(textured(240, 240, seed)).save(tmp_path / "data" / f"{seed}.png")
+    code, err = run_here(*arguments(tmp_path / "data", tmp_path / "run", "--preview", "1"))
+    assert code == 0, err
+    side = 240 // 2 - 2 * 16  # FAPN's larger pairs, with their margins
+    with Image.open(tmp_path / "run" / "preview.png") as sheet:
+        assert sheet.size == (4 * side + 3 * 4, side)
+
+
 # -- more than one process ---------------------------------------------------------------------------------
 
 TOGETHER = """

@@ -113,6 +113,7 @@ def train(
     console = Console(quiet=quiet)
     with exit_codes(console, debug=debug):
         from mffsr.model import FapnConfig
+        from mffsr.training.photos import REDUCED
         from mffsr.training.processes import join
         from mffsr.training.stages import STAGES
         from mffsr.training.train import RunOptions, with_changes
@@ -148,7 +149,8 @@ def train(
                     _check_folder(out, stages, scale, resume=resume)
                 elif sheet.exists():
                     raise UsageError(f"{sheet}: exists already\nmove it away, or choose another --out")
-                photos, held_out = _load(*paths, stages, scale, runtime, console)
+                reduced = () if preview else REDUCED  # its pictures are as large as the smallest allows
+                photos, held_out = _load(*paths, stages, scale, runtime, console, reduced=reduced)
             if preview:
                 from mffsr.training.preview import write_preview
 
@@ -314,9 +316,11 @@ def _load(
     scale: int,
     runtime: Runtime,
     console: Console,
+    *,
+    reduced: Sequence[float],
 ) -> tuple[Photos, Photos]:
-    """Load the training and the validation photographs."""
-    from mffsr.training.photos import REDUCED, load_photos
+    """Load the training and the validation photographs, the former in so many `reduced` sizes as well."""
+    from mffsr.training.photos import load_photos
     from mffsr.training.train import patch_needed
     from mffsr.training.validate import SMALLEST
 
@@ -332,7 +336,7 @@ def _load(
         paths,
         runtime.device,
         smallest=smallest,
-        reduced=REDUCED,
+        reduced=reduced,
         instead=", or train with a smaller --patch",
         progress=count,
     )
@@ -344,8 +348,8 @@ def _load(
         instead=", or name others by --val",
         progress=count,
     )
+    copies = " with their smaller copies" if reduced else ""
     console.message(
-        f"{len(paths)} photographs, {photos.megapixels:.1f} megapixels with their smaller copies; "
-        f"{len(scored)} to validate on"
+        f"{len(paths)} photographs, {photos.megapixels:.1f} megapixels{copies}; {len(scored)} to validate on"
     )
     return photos, scored
