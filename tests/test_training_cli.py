@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from typer.testing import CliRunner
 from mffsr.cli.app import app
 from mffsr.cli.console import Console
 from mffsr.cli.train import _find
+from mffsr.cli.train_run import _Stop
 from mffsr.device import Runtime
 from mffsr.errors import TrainingError, UsageError
 from mffsr.training import train, trainer
@@ -124,6 +127,15 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer._masks.cache_clear()
 
 
+@contextmanager
+def stopping(steps: int) -> Iterator[None]:
+    """Stop whatever is trained in this process after so many steps in all, as --minutes does."""
+    asked = iter(range(steps))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Stop, "__call__", lambda _: next(asked, None) is None)
+        yield
+
+
 # -- stopped and resumed -----------------------------------------------------------------------------------
 
 
@@ -163,6 +175,7 @@ def test_interrupted_it_saves_and_says_how_to_go_on(folder: Path, tmp_path: Path
     assert code == 130, err
     step = step_of(run / "x2-srn-state.safetensors")
     assert f"srn stopped after step {step} of 100000: its state is kept in {run}, go on with --resume" in err
+    assert err.endswith("\nerror: interrupted\n")
     assert "Traceback" not in err
     assert not out
 
@@ -226,7 +239,8 @@ def test_a_small_photo_to_validate_on_is_not_put_down_to_the_patch(folder: Path,
     Image.fromarray(textured(80, 120)).save(held_out / "small.png")
     code, err = run_here(*arguments(folder, tmp_path / "run", "--val", str(held_out)))
     assert code == 2
-    assert "120×80 pixels, training needs at least 96×96\nremove these photographs\n" in err + "\n"
+    assert "120×80 pixels, validation needs at least 96×96\n" in err
+    assert "remove these photographs, or name others by --val" in err
     assert "--patch" not in err
 
 
@@ -339,6 +353,7 @@ def test_a_second_training_in_the_folder_is_refused(folder: Path, tmp_path: Path
     code, _, err = finish(process)
     assert code == 143, err
     assert "srn stopped after step" in err
+    assert err.endswith("\nerror: terminated\n")
     code, err = run_here(*arguments(folder, run))
     assert code == 2
     assert "holds a training of srn already" in err
@@ -380,6 +395,41 @@ def test_weights_that_lost_their_state_are_not_replaced(
     assert trained.read_bytes() == before
 
 
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("which", ["srn", "all"])
+@pytest.mark.parametrize("name", ["x2-srn.csv", "x2-srn.png"])
+def test_a_log_is_not_replaced_but_by_resuming(folder: Path, tmp_path: Path, name: str, which: str) -> None:
+    log = tmp_path / name
+    log.write_text("of another")
+    code, err = run_here(*arguments(folder, tmp_path, "--steps", "1", which=which))
+    assert code == 2
+    assert f"{log}: a log without x2-srn-state.safetensors, which training would replace\n" in err
+    assert "Decoding" not in err
+    assert log.read_text() == "of another"
+    if which == "srn":  # as of a run that was killed before it first saved its state
+        code, err = run_here(*arguments(folder, tmp_path, "--steps", "1", "--resume"))
+        assert code == 0, err
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("which", ["srn", "all"])
+@pytest.mark.parametrize("missing", ["", "x2-joint-state.safetensors"])
+def test_weights_of_the_joint_stage_are_not_replaced_by_an_unfinished_srn(
+    folder: Path, tmp_path: Path, which: str, missing: str
+) -> None:
+    with stopping(2):
+        assert run_here(*arguments(folder, tmp_path, "--steps", "4"))[0] == 0
+    assert run_here(*arguments(folder, tmp_path, "--steps", "1", which="joint"))[0] == 0
+    if missing:
+        (tmp_path / missing).unlink()
+    trained = tmp_path / "x2.safetensors"
+    before = trained.read_bytes()
+    code, err = run_here(*arguments(folder, tmp_path, "--steps", "4", "--resume", which=which))
+    assert code == 2
+    assert f"{trained}: trained jointly since srn stopped after step 2 of 4, and srn would replace it" in err
+    assert trained.read_bytes() == before
+
+
 def test_the_joint_stage_says_what_it_lacks(folder: Path, tmp_path: Path) -> None:
     code, err = run_here(*arguments(folder, tmp_path, which="joint"))
     assert code == 2
@@ -397,7 +447,7 @@ def test_all_stages_stop_in_time_and_go_on(folder: Path, tmp_path: Path) -> None
     code, err = run_here(*given, "--minutes", "0.000001")
     assert code == 0, err
     assert "fapn stopped after step 0 of 4" in err
-    code, err = run_here(*given)
+    code, err = run_here(*given, "--resume")  # its log is there, though nothing is to go on from
     assert code == 0, err
     for line in ("fapn 4 of 4: loss", "srn 4 of 4: loss", "joint 4 of 4: loss", "of it making data"):
         assert line in err
@@ -419,6 +469,18 @@ def test_all_stages_stop_in_time_and_go_on(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("tiny")
+def test_all_stages_go_on_in_the_joint_one(folder: Path, tmp_path: Path) -> None:
+    given = arguments(folder, tmp_path, "--steps", "2", "--attention", "none", which="all")
+    with stopping(5):
+        code, err = run_here(*given)
+    assert code == 0, err
+    assert "joint stopped after step 1 of 2" in err
+    code, err = run_here(*given, "--resume")
+    assert code == 0, err
+    assert "joint 2 of 2: loss" in err
+
+
+@pytest.mark.usefixtures("tiny")
 def test_resuming_says_where_there_is_nothing_to_go_on_from(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "misspelt"
     code, err = run_here(*arguments(folder, run, "--steps", "1", "--resume"))
@@ -430,6 +492,22 @@ def test_the_preview_is_written_and_nothing_trained(folder: Path, tmp_path: Path
     code, err = run_here(*arguments(folder, tmp_path, "--preview", "2"))
     assert code == 0, err
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "preview.png"]
+    before = (tmp_path / "preview.png").read_bytes()
+    code, err = run_here(*arguments(folder, tmp_path, "--preview", "1"))
+    assert code == 2
+    assert f"{tmp_path / 'preview.png'}: exists already\nmove it away, or choose another --out" in err
+    assert (tmp_path / "preview.png").read_bytes() == before
+
+
+def test_the_preview_is_as_large_as_the_photos_allow(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for seed in range(2):
+        Image.fromarray(textured(240, 240, seed)).save(tmp_path / "data" / f"{seed}.png")
+    code, err = run_here(*arguments(tmp_path / "data", tmp_path / "run", "--preview", "1"))
+    assert code == 0, err
+    side = 240 // 2 - 2 * 16  # FAPN's larger pairs, with their margins
+    with Image.open(tmp_path / "run" / "preview.png") as sheet:
+        assert sheet.size == (4 * side + 3 * 4, side)
 
 
 # -- more than one process ---------------------------------------------------------------------------------

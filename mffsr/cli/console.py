@@ -103,6 +103,7 @@ class Console:
         self.as_json = as_json
         self.warnings: list[str] = []
         self.unprinted = False  # results could not be printed
+        self.kept = False  # what is unfinished was saved, to be gone on with
         self._live: Any = None
         self._tasks: dict[str, Any] = {}
         self._last: dict[str, float] = {}
@@ -251,7 +252,8 @@ def exit_codes(console: Console, *, debug: bool = False) -> Iterator[None]:
 
 def _interrupted(console: Console, terminated: bool) -> typer.Exit:
     """Say so, and return how to leave."""
-    console.error(f"{'terminated' if terminated else 'interrupted'}; nothing unfinished was left behind")
+    left = "" if console.kept else "; nothing unfinished was left behind"
+    console.error(f"{'terminated' if terminated else 'interrupted'}{left}")
     return typer.Exit(143 if terminated else 130)
 
 

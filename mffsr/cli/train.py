@@ -113,6 +113,7 @@ def train(
     console = Console(quiet=quiet)
     with exit_codes(console, debug=debug):
         from mffsr.model import FapnConfig
+        from mffsr.training.photos import REDUCED
         from mffsr.training.processes import join
         from mffsr.training.stages import STAGES
         from mffsr.training.train import RunOptions, with_changes
@@ -132,6 +133,7 @@ def train(
             gradient_embedding=geb,
             shallow_deep=sdfc,
         )
+        sheet = out / "preview.png"
         _check_out(out, data, validation)
         runtime = _runtime(device, precision)
         processes = join(runtime.device)
@@ -145,11 +147,14 @@ def train(
             with processes.together(), console.live():
                 if not preview:
                     _check_folder(out, stages, scale, resume=resume)
-                photos, held_out = _load(*paths, stages, scale, runtime, console)
+                elif sheet.exists():
+                    raise UsageError(f"{sheet}: exists already\nmove it away, or choose another --out")
+                reduced = () if preview else REDUCED  # its pictures are as large as the smallest allows
+                photos, held_out = _load(*paths, stages, scale, runtime, console, reduced=reduced)
             if preview:
                 from mffsr.training.preview import write_preview
 
-                console.result(str(write_preview(photos, out / "preview.png", preview, seed)))
+                console.result(str(write_preview(photos, sheet, preview, seed)))
                 return
             run = Run(
                 out,
@@ -237,7 +242,7 @@ def _check_out(out: Path, data: Path, validation: Path | None) -> None:
 
 def _check_folder(run: Path, stages: Sequence[Stage], scale: int, *, resume: bool) -> None:
     """Refuse to overwrite a run that is there."""
-    from mffsr.training.train import state_file, weight_file
+    from mffsr.training.train import log_file, state_file, weight_file
 
     for stage in stages:
         state, weights = state_file(run, stage, scale), weight_file(run, stage, scale)
@@ -251,6 +256,35 @@ def _check_folder(run: Path, stages: Sequence[Stage], scale: int, *, resume: boo
                 f"{weights}: trained weights without {state.name}, which training would replace\n"
                 "move them away, or choose another --out"
             )
+        log = log_file(run, stage, scale)
+        for path in (log, log.with_suffix(".png")):
+            if path.exists() and not state.exists() and not resume:
+                raise UsageError(
+                    f"{path}: a log without {state.name}, which training would replace\n"
+                    "begin it anew by --resume, move it away, or choose another --out"
+                )
+        if stage.name == "srn" and state.exists():
+            _check_joint(run, stage, scale)
+
+
+def _check_joint(run: Path, srn: Stage, scale: int) -> None:
+    """Refuse to go on with an unfinished SRN once the joint stage has begun: both write the same weights."""
+    from mffsr.checkpoint import read_header
+    from mffsr.training.stages import STAGES
+    from mffsr.training.state import read_info
+    from mffsr.training.train import state_file, weight_file
+
+    joint, weights = state_file(run, STAGES[-1], scale), weight_file(run, srn, scale)
+    info = read_info(state_file(run, srn, scale))
+    step, steps = int(info["step"]), int(info["stage"]["steps"])
+    if step >= steps:
+        return
+    if joint.exists() or (weights.exists() and read_header(weights).get("stage") == "joint"):
+        raise UsageError(
+            f"{weights}: trained jointly since srn stopped after step {step} of {steps}, and srn would "
+            "replace it\n"
+            f"train joint with --resume, or move it and {joint.name} away, or choose another --out"
+        )
 
 
 def _find(data: Path, validation: Path | None, console: Console) -> tuple[list[Path], list[Path]]:
@@ -282,9 +316,11 @@ def _load(
     scale: int,
     runtime: Runtime,
     console: Console,
+    *,
+    reduced: Sequence[float],
 ) -> tuple[Photos, Photos]:
-    """Load the training and the validation photographs."""
-    from mffsr.training.photos import REDUCED, load_photos
+    """Load the training and the validation photographs, the former in so many `reduced` sizes as well."""
+    from mffsr.training.photos import load_photos
     from mffsr.training.train import patch_needed
     from mffsr.training.validate import SMALLEST
 
@@ -300,13 +336,20 @@ def _load(
         paths,
         runtime.device,
         smallest=smallest,
-        reduced=REDUCED,
+        reduced=reduced,
         instead=", or train with a smaller --patch",
         progress=count,
     )
-    scored = load_photos(held_out, runtime.device, smallest=SMALLEST, progress=count)
+    scored = load_photos(
+        held_out,
+        runtime.device,
+        smallest=SMALLEST,
+        purpose="validation",
+        instead=", or name others by --val",
+        progress=count,
+    )
+    copies = " with their smaller copies" if reduced else ""
     console.message(
-        f"{len(paths)} photographs, {photos.megapixels:.1f} megapixels with their smaller copies; "
-        f"{len(scored)} to validate on"
+        f"{len(paths)} photographs, {photos.megapixels:.1f} megapixels{copies}; {len(scored)} to validate on"
     )
     return photos, scored

@@ -104,6 +104,7 @@ class Run:
             if step < stage.steps:
                 kept = f"its state is kept in {self.out}, go on with --resume" if step else "nothing to keep"
                 console.message(f"{stage.name} stopped after step {step} of {stage.steps}: {kept}")
+                console.kept = step > 0
                 break
             if self.processes.rank == 0:
                 console.result(str(weights))

@@ -207,6 +207,7 @@ def load_photos(
     *,
     smallest: int,
     reduced: Sequence[float] = (),
+    purpose: str = "training",
     instead: str = "",
     progress: Callable[[], None] | None = None,
 ) -> Photos:
@@ -214,8 +215,8 @@ def load_photos(
 
     Each is there once more, so much smaller, for every factor in `reduced` that leaves it large enough.
     Every fault is collected and named before training starts: TrainingError for photos that cannot be
-    read, UsageError for those with a side shorter than `smallest` pixels, with what may be done `instead` of
-    removing them.
+    read, UsageError for those with a side shorter than the `smallest` pixels that the `purpose` needs, with
+    what may be done `instead` of removing them.
     """
 
     def load(path: Path) -> list[tuple[Tensor, NDArray[np.float32]]] | _Fault:
@@ -225,7 +226,7 @@ def load_photos(
             return _Fault(str(error).splitlines()[0], damaged=True)
         width, height = photo.size
         if min(width, height) < smallest:
-            text = f"{path}: {width}×{height} pixels, training needs at least {smallest}×{smallest}"
+            text = f"{path}: {width}×{height} pixels, {purpose} needs at least {smallest}×{smallest}"
             return _Fault(text, damaged=False)
         pixels = with_depth(photo, 8).pixels.astype(np.uint8, copy=False)
         pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from mffsr.checkpoint import digest, write_file
 from mffsr.errors import TrainingError
 
-__all__ = ["Average", "load_state", "save_state"]
+__all__ = ["Average", "load_state", "read_info", "save_state"]
 
 FORMAT = "mffsr-training-2"  # 1 had Adam alone
 ANEW = "\nremove it to begin this stage anew, or choose another --out"
@@ -77,6 +78,16 @@ def save_state(
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     header = {"format": FORMAT, "sha256": digest(tensors), "info": json.dumps(info)}
     write_file(path, save(tensors, metadata=header))
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """Return what a state's header says of its run, without the tensors; raises TrainingError."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            info: dict[str, Any] = json.loads((file.metadata() or {})["info"])
+    except Exception as error:  # noqa: BLE001 - the Rust library raises its own types
+        raise TrainingError(f"{path}: cannot be read ({error}){ANEW}") from None
+    return info
 
 
 def load_state(

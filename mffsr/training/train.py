@@ -15,9 +15,18 @@ from mffsr.training.meter import Meter, gpu_meter
 from mffsr.training.photos import Photos
 from mffsr.training.processes import Processes
 from mffsr.training.stages import Stage
-from mffsr.training.trainer import RunOptions, Trainer, learning_rate, state_file, weight_file
+from mffsr.training.trainer import RunOptions, Trainer, learning_rate, log_file, state_file, weight_file
 
-__all__ = ["Report", "RunOptions", "patch_needed", "state_file", "train_stage", "weight_file", "with_changes"]
+__all__ = [
+    "Report",
+    "RunOptions",
+    "log_file",
+    "patch_needed",
+    "state_file",
+    "train_stage",
+    "weight_file",
+    "with_changes",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ from mffsr.training.synth import mask_bank
 from mffsr.training.teachers import SHARE, Teachers
 from mffsr.training.validate import MOST, SCORES, focus_scores, fusion_scores, sr_scores
 
-__all__ = ["RunOptions", "Trainer", "learning_rate", "state_file", "weight_file"]
+__all__ = ["RunOptions", "Trainer", "learning_rate", "log_file", "state_file", "weight_file"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,11 @@ def state_file(run: Path, stage: Stage, scale: int) -> Path:
     return run / f"{_name(stage, scale)}-{stage.name}-state.safetensors"
 
 
+def log_file(run: Path, stage: Stage, scale: int) -> Path:
+    """Return where a stage keeps its table; the picture beside it is a PNG of the same name."""
+    return run / f"{_name(stage, scale)}-{stage.name}.csv"
+
+
 def weight_file(run: Path, stage: Stage, scale: int) -> Path:
     """Return where a stage keeps the weights that are its result."""
     return run / f"{_name(stage, scale)}.safetensors"
@@ -114,10 +119,9 @@ class Trainer:
         self.stage, self.options, self.runtime = stage, options, runtime
         self.processes = processes or Processes()
         self.photos, self.validation = photos, validation
-        name = _name(stage, options.scale)
         self.weights = weight_file(run, stage, options.scale)
         self.state = state_file(run, stage, options.scale)
-        self.log = Log(run / f"{name}-{stage.name}.csv", SCORES[stage.name])
+        self.log = Log(log_file(run, stage, options.scale), SCORES[stage.name])
         self.network = self._begin(initial)
         trained = self.network.srn if stage.name == "srn" and isinstance(self.network, FN) else self.network
         self.parameters = [p for p in trained.parameters() if p.requires_grad]
@@ -285,8 +289,7 @@ class Trainer:
         )
         return TrainingError(
             f"{what} of {self.stage.name} is no longer a finite number, at step {step} or shortly before\n"
-            f"{kept}\nuse a lower --rate (now {self.stage.rate:g})"
-            + (", also with --resume" if self.state.exists() else "")
+            f"{kept}\nuse a lower --rate (now {self.stage.rate:g}) with --resume"
         )
 
     # -- what is measured and kept ------------------------------------------------------------------------
