@@ -136,7 +136,7 @@ def _focus_map(told: Mapping[str, Any], pictures: Pictures) -> str:
 {image(pictures.ground, "")}
 {image(pictures.labels, "Which photo each part is taken from", 'id="labels"')}</div>
 <figcaption>Each colour is the photo that this part of the picture is taken from.
-Plain, or equally sharp in all photos, and so undecided: {told["undecided"]:.1%} of it.</figcaption></figure>
+Undecided, as plain or as sharp in all photos: {told["undecided"]:.1%} of the picture.</figcaption></figure>
 <ol class="legend" aria-label="Legend">{"".join(legend)}</ol></div></section>"""
 
 
