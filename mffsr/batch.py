@@ -238,7 +238,8 @@ class _Batch(Generic[R]):
             of_the_photo = str(fault).startswith(f"{target}:")
             if files[0] != target or of_the_photo or not os.path.lexists(target):
                 self.records.forget(target, key)
-            self.records.keep(target, key)
+            else:
+                self.records.keep(target, key)
             if files[0] == target and of_the_photo:
                 self._look_again(ahead)
             raise

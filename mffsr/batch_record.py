@@ -113,8 +113,7 @@ class Records:
         """Note what there is of an output that was begun: from now on it is ours only while it stays so."""
         record = self._load(self._path(target, key, begun=True))
         files: dict[str, Any] = record.get("files", {})
-        there = [name for name in files if os.path.lexists(self.out / name)]
-        ours = [name for name in there if self._ours(name, record, lambda: False)]
+        ours = [name for name in files if self._ours(name, record, lambda: False)]
         if ours:
             with contextlib.suppress(OSError, PhotoError):  # as on a full disk; then it stays as it was
                 marks = {name: _mark(self.out / name) for name in ours}

@@ -95,12 +95,12 @@ def find(weights: str | os.PathLike[str], scale: int) -> tuple[Path, Path | None
     )
     given = Path(weights)
     try:
-        given.is_dir()
+        is_folder = given.is_dir()
     except OSError as error:  # too long for a name, or in a folder that is closed
         raise CheckpointError(f"{weights}: {error.strerror or error}") from None
     if weights == "photo" or weights in names:  # even where a folder of that name stands around
         fn = bundled / f"{weights}-x{scale}.safetensors"
-    elif given.is_dir():
+    elif is_folder:
         fapn = own if (own := given / "fapn.safetensors").exists() or scale == 1 else fapn
         fn = given / f"x{scale}.safetensors"
     elif given.suffix or given.exists() or os.sep in weights:

@@ -53,7 +53,7 @@ class Fit(NamedTuple):
     matrix: Matrix
     ecc: float  # correlation of the shared structure, −1..1
     residual: float  # median displacement still measured in the cells of the reference, frame pixels
-    overlap: float  # share of the reference that the frame covers
+    overlap: float  # share of the reference that the frame covers; of the one that sees less, where chained
     spread: float  # standard error of the displacement at the worst corner, frame pixels
 
 

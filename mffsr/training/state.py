@@ -82,26 +82,28 @@ def save_state(
 
 def read_info(path: Path) -> dict[str, Any]:
     """Return what a state's header says of its run, without the tensors; raises TrainingError."""
+    info: dict[str, Any] = json.loads(_read(path)[0]["info"])
+    return info
+
+
+def _read(path: Path, *, tensors: bool = False) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return a state's header and, if asked for, its tensors; raises TrainingError for what is no state."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            info: dict[str, Any] = json.loads((file.metadata() or {})["info"])
+            header = file.metadata() or {}
+            found = {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
     except Exception as error:  # noqa: BLE001 - the Rust library raises its own types
         raise TrainingError(f"{path}: cannot be read ({error}){ANEW}") from None
-    return info
+    if header.get("format") != FORMAT or (tensors and header.get("sha256") != digest(found)):
+        raise TrainingError(f"{path}: damaged, or not the state of a training run{ANEW}")
+    return header, found
 
 
 def load_state(
     path: Path, network: nn.Module, average: Average, optimizers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, object]:
     """Restore a state into the given objects and return its `info`; raises TrainingError."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except Exception as error:  # noqa: BLE001 - the Rust library raises its own types
-        raise TrainingError(f"{path}: cannot be read ({error}){ANEW}") from None
-    if header.get("format") != FORMAT or header.get("sha256") != digest(tensors):
-        raise TrainingError(f"{path}: damaged, or not the state of a training run{ANEW}")
+    header, tensors = _read(path, tensors=True)
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
