@@ -41,12 +41,13 @@ from mffsr.render import Rendered, enlarge_plane, render
 from mffsr.stack import (
     Source,
     Stack,
+    breathing,
     covered,
-    near_first,
     read_stack,
     register,
     resample,
 )
+from mffsr.veil import Veils, direction
 
 __all__ = ["Fusion", "fuse", "fuse_bracket"]
 
@@ -87,6 +88,7 @@ def fuse(
     on_bad_frame: str = "fail",
     crop: bool = True,
     prefer: str | None = None,
+    clear_halos: bool = True,
     depth: int | None = None,
 ) -> Photo:
     """Fuse two or more photos of one scene, each in focus elsewhere, and enlarge the result.
@@ -99,7 +101,8 @@ def fuse(
     fp32, bf16 or fp16.
     tile: largest side of a tile in pixels, at least 64; by default what memory allows. max_memory: most bytes
     to use, what the host program has apart; by default what is free. Neither changes the result.
-    align: register the photos first. motion, exposure, on_bad_frame, crop and prefer: see `fuse_bracket`.
+    align: register the photos first. motion, exposure, on_bad_frame, crop, prefer and clear_halos: see
+    `fuse_bracket`.
     depth: 8 or 16 bits per channel; by default that of the deepest photo.
 
     Warns (`warnings`) of what a user should look at, such as a picture that is plain. Raises
@@ -128,6 +131,7 @@ def fuse(
             on_bad_frame=on_bad_frame,
             crop=crop,
             prefer=prefer,
+            clear_halos=clear_halos,
             depth=depth,
             provenance=provenance(parts),
             events=Events(warning=told.append),
@@ -150,6 +154,7 @@ def fuse_bracket(
     on_bad_frame: str = "fail",
     crop: bool = True,
     prefer: str | None = None,
+    clear_halos: bool = True,
     depth: int | None = None,
     adaptive: bool = True,
     save_aligned: Callable[[int, Photo], None] | None = None,
@@ -163,9 +168,10 @@ def fuse_bracket(
     Every item of `photos` is taken once, in order, and dropped: a sequence that loads on access (or paths)
     needs memory for one photo. `motion`: similarity, affine or homography; `exposure`: match it and white
     balance; `on_bad_frame`: fail or drop; `crop` to the field that all frames share; `prefer` near or far
-    where frames tie. `save_aligned` gets every registered frame and its index, `inspect` all of them by
-    index, with the result, before they are dropped. `scratch`: folders for the temporary file of large
-    brackets. `adaptive`: see `mffsr.compare`.
+    where frames tie; `clear_halos`: take away what a blurred foreground spreads over its background, see
+    `mffsr.veil`. `save_aligned` gets every registered frame and its index, `inspect` all of them by index,
+    with the result, before they are dropped. `scratch`: folders for the temporary file of large brackets.
+    `adaptive`: see `mffsr.compare`.
     """
     events = events or Events()
     seconds: dict[str, float] = {}
@@ -197,7 +203,8 @@ def fuse_bracket(
         if focus.undecided >= TOLD:
             events.warning(f"{focus.undecided:.1%} of the picture is plain, or equally sharp in all photos")
         with _timed(seconds, "enlarge"):
-            rendered = _render(stack, model, runtime, plan, focus.labels, depth, events)
+            veils = _veils(stack, registrations, focus.labels, crop=crop) if clear_halos else None
+            rendered = _render(stack, model, runtime, plan, focus.labels, veils, depth, events)
             photo = _finish(stack, rendered, focus.labels, model.scale, provenance or {}, events)
         fusion = _told(stack, registrations, focus, rendered, photo, seconds)
         if inspect is not None:
@@ -245,6 +252,28 @@ def _told(
     )
 
 
+def _seen(
+    stack: Stack, registrations: Sequence[Registration] | None, *, crop: bool
+) -> Callable[[int], NDArray[np.bool_]] | None:
+    """Return what tells where a frame, by its place in the direction of work, has pixels of its own.
+
+    None: everywhere.
+    """
+    if crop or registrations is None:
+        return None
+    found = {r.index: r for r in registrations}
+    return lambda place: covered(found[stack.order[place]], stack.size, (0, 0, *stack.size))
+
+
+def _veils(
+    stack: Stack, registrations: Sequence[Registration] | None, labels: Labels, *, crop: bool
+) -> Veils:
+    """Find what a blurred foreground spreads in each frame."""
+    frames, found = stack.in_order, breathing(registrations)
+    otherwise = found if stack.order[0] <= stack.order[-1] else -found
+    return Veils(frames, labels, direction(frames, labels, otherwise), _seen(stack, registrations, crop=crop))
+
+
 def _decide(
     stack: Stack,
     model: JointModel,
@@ -257,14 +286,8 @@ def _decide(
     events: Events,
 ) -> tuple[FocusMap, Plan]:
     """Decide which frame is in focus where, in the direction of work."""
-    nearest_first = near_first(registrations) == (stack.order[0] <= stack.order[-1])
+    nearest_first = (breathing(registrations) >= 0) == (stack.order[0] <= stack.order[-1])
     tie: Tie = None if prefer is None else "first" if nearest_first == (prefer == "near") else "last"
-    found = {} if registrations is None else {r.index: r for r in registrations}
-    view = (0, 0, *stack.size)
-
-    def seen(place: int) -> NDArray[np.bool_]:
-        return covered(found[stack.order[place]], stack.size, view)
-
     return _with_smaller_tiles(
         plan,
         "focus",
@@ -275,7 +298,7 @@ def _decide(
             tile=p.focus,
             tie=tie,
             adaptive=adaptive,
-            seen=None if crop or not found else seen,
+            seen=_seen(stack, registrations, crop=crop),
             progress=lambda d, t: events.progress("focus", d, t),
         ),
         events,
@@ -288,6 +311,7 @@ def _render(
     runtime: Runtime,
     plan: Plan,
     labels: Labels,
+    veils: Veils | None,
     depth: int,
     events: Events,
 ) -> Rendered:
@@ -303,6 +327,7 @@ def _render(
             tile=p.render,
             depth=depth,
             raised=stack.raised,
+            veils=veils,
             progress=lambda d, t: events.progress("enlarge", d, t),
         ),
         events,
@@ -314,12 +339,12 @@ def _filled(
 ) -> Labels:
     """Fill holes, but not where the frame they would be filled from has no pixels of its own."""
     filled = fill_holes(labels)
-    if crop or registrations is None:
+    seen = _seen(stack, registrations, crop=crop)
+    if seen is None:
         return filled
-    view = (0, 0, *stack.size)
     kept = filled.copy()
-    for found in registrations:
-        outside = (filled == stack.order.index(found.index)) & ~covered(found, stack.size, view)
+    for place in range(len(stack.order)):
+        outside = (filled == place) & ~seen(place)
         kept[outside] = labels[outside]
     return kept
 

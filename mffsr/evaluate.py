@@ -5,7 +5,8 @@
 
 The bracket is fused by `mffsr.engine.fuse_bracket`, as for every user, and the result rounded to 8 bits as it
 would be written to a PNG, so the numbers are those of the product. Frames are not registered unless asked
-for: Lytro's are registered already, and resampling them would change what is compared.
+for: Lytro's are registered already, and resampling them would change what is compared. Halos are kept unless
+asked for: the six metrics compare with the frames, which have them, and so has what it is compared with.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Engine:
     runtime: Runtime
     tile: int | None = None
     align: bool = False
+    clear_halos: bool = False
     events: Events | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)  # of the weight files, by name
 
@@ -73,7 +75,14 @@ class Engine:
         names: Sequence[Path | None] = paths or [None] * len(frames)
         photos = [Photo(pixels=frame, path=path) for frame, path in zip(frames, names, strict=True)]
         fusion = fuse_bracket(
-            photos, self.model, self.runtime, tile=self.tile, align=self.align, depth=8, events=self.events
+            photos,
+            self.model,
+            self.runtime,
+            tile=self.tile,
+            align=self.align,
+            clear_halos=self.clear_halos,
+            depth=8,
+            events=self.events,
         )
         height, width = (side * self.scale for side in frames[0].shape[:2])
         if fusion.photo.size != (width, height):
@@ -115,6 +124,7 @@ def load_engine(
     max_memory: int | None = None,
     tile: int | None = None,
     align: bool = False,
+    clear_halos: bool = False,
     events: Events | None = None,
 ) -> Engine:
     """Load the model for `scale` (see `mffsr.checkpoint.find` for `weights`) onto a device."""
@@ -122,7 +132,13 @@ def load_engine(
     model, parts = load_model(scale, weights)
     sha256 = {part.path.name: part.sha256 for part in parts}
     return Engine(
-        model=runtime.place(model), runtime=runtime, tile=tile, align=align, events=events, sha256=sha256
+        model=runtime.place(model),
+        runtime=runtime,
+        tile=tile,
+        align=align,
+        clear_halos=clear_halos,
+        events=events,
+        sha256=sha256,
     )
 
 

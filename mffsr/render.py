@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from mffsr.model.joint import DECODER_REACH
 from mffsr.model.transition import TRANSITION_REACH, Bands, transition
 from mffsr.photo import Pixels
 from mffsr.tiles import Region, Span, Tile, tiles
+from mffsr.veil import Veils
 
 __all__ = ["Rendered", "enlarge_plane", "render"]
 
@@ -48,6 +49,7 @@ def render(
     tile: int,
     depth: int,
     raised: int = 0,
+    veils: Veils | None = None,
     gate: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Rendered:
@@ -55,8 +57,8 @@ def render(
 
     A source's SRN runs only on tiles where the source wins somewhere, and there on the rectangle where it
     does (`gate`): elsewhere its mask is zero and it adds nothing, so the result is the same. `tile` is the
-    side of a tile's core in source pixels. The picture is darker by as many bits as the frames were `raised`
-    by. Raises DeviceError where memory does not suffice for the picture.
+    side of a tile's core in source pixels. `veils` are subtracted from the frames. The picture is darker by
+    as many bits as the frames were `raised` by. Raises DeviceError where memory does not suffice for it.
     """
     height, width = frames[0].shape[:2]
     scale, channels = model.scale, frames[0].shape[2]
@@ -73,7 +75,7 @@ def render(
     plan = list(tiles(height, width, tile, reach))
     run = 0
     for done, part in enumerate(plan, 1):
-        core, needed = _render_tile(model, frames, labels, bands, part, runtime, gate=gate)
+        core, needed = _render_tile(model, frames, labels, bands, part, runtime, veils, gate=gate)
         run += needed
         out[scaled(part.core, scale)] = _to_pixels(core, dtype, channels, raised)
         progress(done, len(plan))
@@ -87,6 +89,7 @@ def _render_tile(
     bands: Bands,
     part: Tile,
     runtime: Runtime,
+    veils: Veils | None,
     *,
     gate: bool,
 ) -> tuple[torch.Tensor, int]:
@@ -100,7 +103,8 @@ def _render_tile(
     with torch.inference_mode():
         masks = torch.from_numpy(binary).to(runtime.device)[None]
         sources = (
-            F.pad(to_tensor(frames[index][part.outer], runtime), border, mode="reflect") for index in chosen
+            F.pad(source, border, mode="reflect")
+            for source in _sources(frames, chosen, part.outer, runtime, veils)
         )
         margin = TRANSITION_REACH + DECODER_REACH
         near = _near(masks, core, margin) if gate else [True] * len(chosen)
@@ -111,6 +115,19 @@ def _render_tile(
         core, (masks, *images) = narrowed(core, model.reach, masks, *images)
         with runtime.autocast():
             return model.render(images, masks, core, gate=gate), len(images)
+
+
+def _sources(
+    frames: Sequence[Frame], chosen: Iterable[int], region: Region, runtime: Runtime, veils: Veils | None
+) -> Iterator[torch.Tensor]:
+    """Yield a region of each chosen frame, without its veil, as an image (1, 3, h, w)."""
+    veil_of = None if veils is None else veils.over(region)
+    for index in chosen:
+        image = to_tensor(frames[index][region], runtime)
+        if veil_of is not None and (veil := veil_of(index)) is not None:
+            spread = torch.from_numpy(np.ascontiguousarray(veil)).to(runtime.device).permute(2, 0, 1)
+            image = image.sub_(spread, alpha=1 / 255).clamp_(0, 1)
+        yield image
 
 
 def _near(masks: torch.Tensor, core: Region, margin: int) -> list[bool]:

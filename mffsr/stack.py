@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Literal, cast
 
 import cv2
 import numpy as np
@@ -47,9 +47,9 @@ from mffsr.photo.tone import LINEAR, ToneCurve, tone_curve
 __all__ = [
     "Source",
     "Stack",
+    "breathing",
     "covered",
     "field_of_view",
-    "near_first",
     "read_stack",
     "register",
     "resample",
@@ -395,13 +395,15 @@ def covered(
     return seen > 0
 
 
-def near_first(registrations: Sequence[Registration] | None) -> bool:
-    """Return whether the first frame given is focused nearer than the last.
+def breathing(registrations: Sequence[Registration] | None) -> Literal[1, -1, 0]:
+    """Return 1 where the first frame given is focused nearer than the last, −1 where the last is, else 0.
 
     A lens focused nearer sees less (focus breathing): the scales of the two ends decide. Where they do not
-    differ, or nothing was registered, the first frame counts as the near one.
+    differ, or nothing was registered, they do not tell.
     """
     if not registrations:
-        return True
+        return 0
     first, last = registrations[0].scale, registrations[-1].scale
-    return first > last or abs(first - last) < BREATHING
+    if abs(first - last) < BREATHING:
+        return 0
+    return 1 if first > last else -1

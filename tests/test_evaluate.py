@@ -212,6 +212,7 @@ def test_tables_replace_no_photo_and_not_each_other(
         ("--pairs d --fused f --baselines", "--baselines does not go with --fused"),
         ("--pairs d --fused f --weights clean", "--weights does not go with --fused"),
         ("--sources a b --fused f --align", "--align does not go with --fused"),
+        ("--sources a b --fused f --clear-halos", "--clear-halos does not go with --fused"),
         ("--sources a b --fused f --reduce paper", "--reduce does not go with --fused"),
         ("--sources a b --fused f --scale 2", "--scale does not go with --sources"),
         ("--pairs nowhere --fused nowhere", "nowhere: not a folder"),
@@ -243,7 +244,7 @@ def test_reduction_is_what_it_is_called() -> None:
 
 def test_pairs_measure_the_product(pairs: Path, weights: Path, engine: Engine) -> None:
     data = as_json(*ours(weights, "--pairs", pairs, "--scale", 2, "--protocol", "paper"))
-    settings = {"scale": 2, "weights": str(weights), "reduce": "paper", "align": False}
+    settings = {"scale": 2, "weights": str(weights), "reduce": "paper", "align": False, "clear_halos": False}
     settings |= {"device": "cpu", "precision": "fp32"}
     names = ("fapn.safetensors", "x2.safetensors")
     settings["sha256"] = {name: read_header(weights / name)["sha256"] for name in names}
@@ -258,7 +259,9 @@ def test_pairs_measure_the_product(pairs: Path, weights: Path, engine: Engine) -
     # By hand: odd rows cut off at the bottom, OpenCV's bicubic, the engine, 8 bits.
     originals = [np.ascontiguousarray(image[:50, :62]) for image in pair(2)]
     frames = [Photo(pixels=cv2.resize(o, (31, 25), interpolation=cv2.INTER_CUBIC)) for o in originals]
-    fusion = fuse_bracket(frames, engine.model, choose("cpu", "fp32"), align=False, depth=8)
+    fusion = fuse_bracket(
+        frames, engine.model, choose("cpu", "fp32"), align=False, clear_halos=False, depth=8
+    )
     expected = fusion_metrics(originals, fusion.photo.pixels)["mean"]
     assert {key: data["images"][0][key] for key in METRICS} == pytest.approx(expected, abs=1e-9)
 
@@ -719,7 +722,12 @@ def test_the_clean_numbers_by_hand(photos: Path, engine: Engine) -> None:
     assert row.values["bicubic_psnr_y"] == pytest.approx(expected["psnr_y"])
     assert row.values["bicubic_ssim_y"] == pytest.approx(expected["ssim_y"])
     alone = fuse_bracket(
-        [Photo(pixels=np.asarray(low))] * 2, engine.model, engine.runtime, align=False, depth=8
+        [Photo(pixels=np.asarray(low))] * 2,
+        engine.model,
+        engine.runtime,
+        align=False,
+        clear_halos=False,
+        depth=8,
     )
     assert row.values["sr_psnr_y"] == pytest.approx(
         truth_scores(sharp, alone.photo.pixels, 2)["psnr_y"], abs=0.02

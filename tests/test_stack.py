@@ -32,7 +32,7 @@ from mffsr.photo.align import Registration
 from mffsr.photo.tone import LINEAR, SRGB
 from mffsr.plan import Plan, memory_of, plan_tiles
 from mffsr.render import enlarge_plane
-from mffsr.stack import covered, field_of_view, near_first, read_stack, register, resample
+from mffsr.stack import breathing, covered, field_of_view, read_stack, register, resample
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "100"}
 
@@ -517,11 +517,11 @@ def test_near_and_far():
     def bracket_of(*scales):
         return [Registration(index=i, scale=s) for i, s in enumerate(scales)]
 
-    assert near_first(None)
-    assert near_first(bracket_of(1.0, 1.0))
-    assert near_first(bracket_of(1.03, 1.0))
-    assert not near_first(bracket_of(0.97, 1.0))
-    assert near_first(bracket_of(0.999, 1.0)), "as much as registration may err"
+    assert breathing(None) == 0
+    assert breathing(bracket_of(1.0, 1.0)) == 0
+    assert breathing(bracket_of(1.03, 1.0)) == 1
+    assert breathing(bracket_of(0.97, 1.0)) == -1
+    assert breathing(bracket_of(0.999, 1.0)) == 0, "as much as registration may err"
 
 
 @pytest.mark.parametrize("swap", [False, True])

@@ -76,6 +76,7 @@ def batch(
     crop: opt.Crop = True,
     on_bad_frame: opt.OnBadFrame = OnBadFrame.fail,
     prefer: opt.Prefer = None,
+    clear_halos: opt.ClearHalos = True,
     depth: opt.Depth = Depth.auto,
     quality: opt.Quality = 95,
     focus_map: Annotated[
@@ -131,6 +132,7 @@ def batch(
                 exposure=exposure,
                 on_bad_frame=on_bad_frame.value,
                 prefer=prefer.value if prefer else None,
+                clear_halos=clear_halos,
                 motion=motion.value,
             ),
             depth=depth,

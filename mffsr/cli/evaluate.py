@@ -142,6 +142,7 @@ def evaluate(
         bool, typer.Option("--allow-missing", help="Leave incomplete brackets out, and say so.")
     ] = False,
     align: Annotated[bool, typer.Option("--align/--no-align", help="Register the frames first.")] = False,
+    clear_halos: opt.ClearHalos = False,
     jobs: Annotated[
         int, typer.Option("-j", "--jobs", min=0, help="Processes that measure; 0 = one for each core.")
     ] = 0,
@@ -174,7 +175,7 @@ def evaluate(
             allow_missing=allow_missing,
             jobs=jobs or cores(),
         )
-        _check(request, sources, protocol, align=align)
+        _check(request, sources, protocol, align=align, clear_halos=clear_halos)
         given = expand(sources) if sources else []
         _check_targets([path for path in (csv, latex) if path is not None], request, given, force=force)
         if sources:
@@ -186,6 +187,7 @@ def evaluate(
                 "device": device,
                 "precision": precision,
                 "align": align,
+                "clear_halos": clear_halos,
                 "tile": parse_tile(tile),
                 "max_memory": parse_memory(max_memory),
             }
@@ -197,7 +199,14 @@ def evaluate(
         console.result("" if as_json else to_text(report.sheets), report.data)
 
 
-def _check(request: Request, sources: list[str] | None, protocol: Protocol | None, *, align: bool) -> None:
+def _check(
+    request: Request,
+    sources: list[str] | None,
+    protocol: Protocol | None,
+    *,
+    align: bool,
+    clear_halos: bool,
+) -> None:
     """Refuse what does not go together; raises UsageError."""
     modes = [
         name
@@ -223,6 +232,7 @@ def _check(request: Request, sources: list[str] | None, protocol: Protocol | Non
         "--weights": request.weights != "photo",
         "--reduce": request.reduce is not None,
         "--align": align,
+        "--clear-halos": clear_halos,
     }
     asked = [option for option, given in ours.items() if given]
     if asked and request.fused is not None:
@@ -313,6 +323,7 @@ def _run(request: Request, options: dict[str, Any], console: Console) -> Report:
         "precision": engine.runtime.precision,
         "reduce": common["reduction"],
         "align": engine.align,
+        "clear_halos": engine.clear_halos,
     }
     if request.truth is not None:
         with console.live():

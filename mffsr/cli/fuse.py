@@ -76,6 +76,7 @@ def fuse(
     crop: opt.Crop = True,
     on_bad_frame: opt.OnBadFrame = OnBadFrame.fail,
     prefer: opt.Prefer = None,
+    clear_halos: opt.ClearHalos = True,
     save_aligned: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write the registered photos, as PNG or TIFF.")
     ] = None,
@@ -128,6 +129,7 @@ def fuse(
                 exposure=exposure,
                 on_bad_frame=on_bad_frame.value,
                 prefer=prefer.value if prefer else None,
+                clear_halos=clear_halos,
                 motion=motion.value,
                 save_aligned=save_aligned,
             ),
@@ -230,6 +232,7 @@ def run_job(
             on_bad_frame=framing.on_bad_frame,
             crop=framing.crop,
             prefer=framing.prefer,
+            clear_halos=framing.clear_halos,
             save_aligned=save if job.aligned else None,
             inspect=report.inspect if report is not None else None,
             depth=job.depth,

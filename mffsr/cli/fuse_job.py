@@ -125,6 +125,7 @@ class Framing:
     exposure: bool
     on_bad_frame: str
     prefer: str | None
+    clear_halos: bool
     motion: str
     save_aligned: Path | None = None
 

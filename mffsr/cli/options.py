@@ -15,6 +15,7 @@ from mffsr.limits import SCALES
 
 __all__ = [
     "Align",
+    "ClearHalos",
     "Crop",
     "Debug",
     "Depth",
@@ -95,6 +96,13 @@ OnBadFrame: TypeAlias = Annotated[
 Prefer: TypeAlias = Annotated[
     fuse_job.Prefer | None,
     typer.Option(help="Where photos tie, take the one focused nearer or farther.  [the clearer]"),
+]
+ClearHalos: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--clear-halos/--keep-halos",
+        help="Take away what blurred things in front spread around themselves, or leave it.",
+    ),
 ]
 
 # What computes
