@@ -55,7 +55,7 @@ INTO = 6.0  # pixels: so far into what is near the subtraction fades, for super-
 HALO = 14 + GRID * (3 * ALONG + 2)  # pixels around those wanted
 EVIDENT = 1.5  # so many times as sharp are edges in the frames focused on what is near
 EDGE = 12  # pixels to each side of a boundary where they are looked for, in strips of two
-MOST_PAIRS = 40  # of frames that are asked
+MOST_PAIRS = 20  # of frames that are asked
 
 
 class Veil(NamedTuple):
