@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mffsr.checkpoint import load_model
 from mffsr.device import choose
 from mffsr.engine import fuse_bracket
+from mffsr.render import render
 
 Image = NDArray[np.uint8]
 Levels = NDArray[np.float32]
@@ -89,18 +90,17 @@ def main() -> None:
             frames, sharp = bracket(front, back, shape, radius)
             outside = shape[:, :, 0] == 0
             beside = outside & (cv2.distanceTransform(outside.astype(np.uint8), cv2.DIST_L2, 5) <= BESIDE)
-            made = [
-                fuse_bracket(frames, model, runtime, align=False, clear_halos=clear).photo.pixels
-                for clear in (False, True)
-            ]
+            fusion = fuse_bracket(frames, model, runtime, align=False)
+            kept = render(model, frames, fusion.labels, runtime, tile=512, depth=8)
+            made = kept.pixels, fusion.photo.pixels
             rows.append([psnr(x, sharp, where) for where in (beside | True, beside) for x in made])
             if options.pictures:
                 name = f"{path.stem}-{radius:g}.png"
                 cv2.imwrite(str(options.pictures / name), np.hstack(made)[:, :, ::-1])
-        all_kept, all_cleared, kept, cleared = np.mean(rows, 0)
+        means = np.mean(rows, 0)
         gains = np.array(rows)[:, 3] - np.array(rows)[:, 2]
         print(
-            f"{radius:>6g} {all_kept:>11.2f} {all_cleared:>8.2f} {kept:>29.2f} {cleared:>8.2f} "
+            f"{radius:>6g} {means[0]:>11.2f} {means[1]:>8.2f} {means[2]:>29.2f} {means[3]:>8.2f} "
             f"{(gains > 0.01).sum():>17} {(gains < -0.01).sum():>7}",
             flush=True,
         )

@@ -95,15 +95,15 @@ class Veils:
             own = labels == index
             depth[own], picture[own] = place, view[own]
         found = []
-        for place, (index, view) in enumerate(zip(near_to_far, views, strict=True)):
+        for place, index in enumerate(near_to_far[:-1]):
             behind = depth > place
             seen = True if self._seen is None else self._seen[index][cells]
-            found.append(_veil(picture, view, depth == place, behind, behind & seen))
+            found.append(_veil(picture, views[place], depth == place, behind, behind & seen))
 
         def veil(index: int) -> Levels | None:
             total: Levels | None = None
-            nearer = near_to_far[: near_to_far.index(index)] if index in near_to_far else []
-            for one in reversed(found[: len(nearer)]):  # what is nearest lies over all others
+            nearer = near_to_far.index(index) if index in near_to_far else 0
+            for one in reversed(found[:nearer]):  # what is nearest lies over all others
                 if one is not None:
                     total = one.levels if total is None else total * (1 - one.sure) + one.levels
             return None if total is None else _enlarged(total, self._step)[inner]
