@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import compress
+from itertools import compress, repeat
 from typing import NamedTuple
 
 import cv2
@@ -96,7 +96,9 @@ def _render_tile(
     """Return the core of one tile, (1, 3, s·h, s·w) float32, and of how many frames it is made."""
     left, right, top, bottom = border = _border(part, labels.shape) if model.scale > 1 else (0, 0, 0, 0)
     own = np.pad(labels[part.outer], ((top, bottom), (left, right)), mode="reflect")
-    chosen = np.unique(own).tolist() if gate else range(len(frames))
+    chosen = np.unique(own).tolist() if gate else list(range(len(frames)))
+    if veils is not None:
+        chosen = veils.near_to_far(chosen)
     binary = np.stack([own == index for index in chosen]).astype(np.float32)
     rows, columns = part.inner
     core = slice(rows.start + top, rows.stop + top), slice(columns.start + left, columns.stop + left)
@@ -118,13 +120,13 @@ def _render_tile(
 
 
 def _sources(
-    frames: Sequence[Frame], chosen: Iterable[int], region: Region, runtime: Runtime, veils: Veils | None
+    frames: Sequence[Frame], chosen: Sequence[int], region: Region, runtime: Runtime, veils: Veils | None
 ) -> Iterator[torch.Tensor]:
     """Yield a region of each chosen frame, without its veil, as an image (1, 3, h, w)."""
-    veil_of = None if veils is None else veils.over(region)
-    for index in chosen:
+    found = repeat(None) if veils is None else veils.over(region, chosen)
+    for index, veil in zip(chosen, found, strict=False):
         image = to_tensor(frames[index][region], runtime)
-        if veil_of is not None and (veil := veil_of(index)) is not None:
+        if veil is not None:
             spread = torch.from_numpy(np.ascontiguousarray(veil)).to(runtime.device).permute(2, 0, 1)
             image = image.sub_(spread, alpha=1 / 255).clamp_(0, 1)
         yield image

@@ -77,38 +77,40 @@ class Veils:
         self._labels = _sampled(labels, self._step)
         self._seen = None if seen is None else [_sampled(seen(i), self._step) for i in range(len(frames))]
 
-    def over(self, region: Region) -> Callable[[int], Levels | None]:
-        """Return a function from a frame's index to its veil in the region, h×w×C; None: it has none there.
+    def near_to_far(self, indices: list[int]) -> list[int]:
+        """Bring frames, which come in ascending order, into the one that `over` needs."""
+        return indices[:: self._direction or 1]
 
-        A pixel's veil does not depend on the region.
+    def over(self, region: Region, wanted: Sequence[int]) -> Iterator[Levels | None]:
+        """Yield the veil of each `wanted` frame, in the order `near_to_far`; None: it has none there.
+
+        A veil is h×w×C, and a pixel's does not depend on the region. One frame at a time is in memory.
         """
         outer, inner = _on_grid(region, self._shape, self._step)
         cells = tuple(slice(own.start // self._step, -(-own.stop // self._step)) for own in outer)
         labels = self._labels[cells]
-        if not self._direction or (labels == labels[0, 0]).all():
-            return lambda index: None
-        near_to_far = np.unique(labels).tolist()[:: self._direction]
-        views = [_reduced(self._frames[index], outer, self._step) for index in near_to_far]
+        present = self.near_to_far(np.unique(labels).tolist())
+        if not self._direction or len(present) == 1:
+            yield from (None for _ in wanted)
+            return
         depth = np.zeros(labels.shape, np.intp)
-        picture = views[0].copy()
-        for place, (index, view) in enumerate(zip(near_to_far, views, strict=True)):
+        picture = _reduced(self._frames[present[0]], outer, self._step)
+        for place, index in enumerate(present[1:], 1):
             own = labels == index
-            depth[own], picture[own] = place, view[own]
-        found = []
-        for place, index in enumerate(near_to_far[:-1]):
-            behind = depth > place
-            seen = True if self._seen is None else self._seen[index][cells]
-            found.append(_veil(picture, views[place], depth == place, behind, behind & seen))
-
-        def veil(index: int) -> Levels | None:
-            total: Levels | None = None
-            nearer = near_to_far.index(index) if index in near_to_far else 0
-            for one in reversed(found[:nearer]):  # what is nearest lies over all others
-                if one is not None:
-                    total = one.levels if total is None else total * (1 - one.sure) + one.levels
-            return None if total is None else _enlarged(total, self._step)[inner]
-
-        return veil
+            depth[own], picture[own] = place, _reduced(self._frames[index], outer, self._step)[own]
+        total, bare = np.zeros_like(picture), np.ones((*labels.shape, 1), np.float32)
+        place = 0
+        for index in wanted:
+            while index in present and present[place] != index:  # what is nearest lies over all others
+                view = _reduced(self._frames[present[place]], outer, self._step)
+                seen = True if self._seen is None else self._seen[present[place]][cells]
+                veil = _veil(picture, view, depth == place, depth > place, (depth > place) & seen)
+                if veil is not None:
+                    total += bare * veil.levels
+                    bare *= 1 - veil.sure
+                place += 1
+            there = index in present and (bare < 1).any()
+            yield _enlarged(total, self._step)[inner] if there else None
 
 
 def direction(frames: Sequence[Frame], labels: Labels, otherwise: Direction = 0) -> Direction:

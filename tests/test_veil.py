@@ -41,6 +41,13 @@ def bracket():
     return near, far, sharp, (bar[:, :, 0] == 0).astype(np.uint16)
 
 
+def veils_of(frames, labels, order, region=WHOLE, seen=None):
+    """The veil of each frame in a region."""
+    veils = Veils(frames, labels, order, seen)
+    indices = veils.near_to_far(list(range(len(frames))))
+    return dict(zip(indices, veils.over(region, indices), strict=True))
+
+
 def error(picture, sharp, where):
     return float(((picture.astype(np.float32) - sharp) ** 2).mean(2)[where].mean())
 
@@ -67,8 +74,8 @@ def test_what_is_behind_comes_closer_to_the_sharp_picture(order):
     near, far, sharp, labels = bracket()
     behind = beside(labels, BLUR)
     far_from_it = (labels == 1) & ~beside(labels, 12)
-    found = Veils([near, far][::order], labels if order == 1 else 1 - labels, order).over(WHOLE)
-    (of_near, of_far) = (found(index) for index in (0, 1)[::order])
+    found = veils_of([near, far][::order], labels if order == 1 else 1 - labels, order)
+    of_near, of_far = (found[index] for index in (0, 1)[::order])
     assert of_near is None
     assert error(far - of_far, sharp, behind) < 0.4 * error(far, sharp, behind)
     assert not of_far[far_from_it].any()
@@ -81,7 +88,7 @@ def test_detail_that_the_near_frame_has_lost_is_no_veil():
     labels[:, :100] = 0
     far = np.rint(sharp).astype(np.uint8)
     near = np.where(labels[:, :, None] == 0, far, np.rint(blurred(sharp)).astype(np.uint8))
-    spread = Veils([near, far], labels, 1).over(WHOLE)(1)
+    spread = veils_of([near, far], labels, 1)[1]
     assert spread is None or np.abs(spread).mean() < 0.1
 
 
@@ -92,7 +99,7 @@ def test_bars_along_the_boundary_that_the_near_frame_has_lost_are_no_veil(front)
     bars[:, np.arange(WIDTH) // 4 % 2 == 0] = 30
     far = np.where(labels[:, :, None] == 1, bars, front).astype(np.uint8)
     near = np.where(labels[:, :, None] == 1, np.rint(blurred(bars)), front).astype(np.uint8)
-    spread = Veils([near, far], labels, 1).over(WHOLE)(1)
+    spread = veils_of([near, far], labels, 1)[1]
     assert spread is None or np.abs(spread[labels == 1]).max() < 25  # of 95 that the bars differ by
 
 
@@ -100,7 +107,7 @@ def test_what_does_not_end_is_no_veil():
     """A difference in brightness of the whole background, as of another exposure."""
     near, _, _, labels = bracket()
     brighter = np.where(labels[:, :, None] == 1, near + 20, near)
-    spread = Veils([near, brighter], labels, 1).over(WHOLE)(1)
+    spread = veils_of([near, brighter], labels, 1)[1]
     assert spread is None or np.abs(spread).max() < 1
 
 
@@ -111,13 +118,12 @@ def test_a_pixels_veil_does_not_depend_on_the_region(side, data):
     near, far, _, labels = bracket()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(veil, "SIDE", side)
-        veils = Veils([near, far], labels, 1)
-        whole = veils.over(WHOLE)(1)
+        whole = veils_of([near, far], labels, 1)[1]
         spans = []
         for length in (HEIGHT, WIDTH):
             start = data.draw(st.integers(0, length - 1))
             spans.append(slice(start, data.draw(st.integers(start + 1, length))))
-        part = veils.over((spans[0], spans[1]))(1)
+        part = veils_of([near, far], labels, 1, (spans[0], spans[1]))[1]
     expected = whole[spans[0], spans[1]]
     np.testing.assert_allclose(np.zeros_like(expected) if part is None else part, expected, atol=1e-3)
 
@@ -125,12 +131,12 @@ def test_a_pixels_veil_does_not_depend_on_the_region(side, data):
 def test_depth_and_channels_change_nothing():
     near, far, _, labels = bracket()
     frames = [near, far]
-    expected = Veils(frames, labels, 1).over(WHOLE)(1)
-    deep = Veils([x.astype(np.uint16) * 257 for x in frames], labels, 1).over(WHOLE)(1)
+    expected = veils_of(frames, labels, 1)[1]
+    deep = veils_of([x.astype(np.uint16) * 257 for x in frames], labels, 1)[1]
     np.testing.assert_allclose(deep, expected, atol=1e-3)
     gray = [x[:, :, :1] for x in frames]
     assert direction(gray, labels) == 1
-    assert Veils(gray, labels, 1).over(WHOLE)(1).shape == (HEIGHT, WIDTH, 1)
+    assert veils_of(gray, labels, 1)[1].shape == (HEIGHT, WIDTH, 1)
 
 
 def test_in_a_stack_each_frame_behind_loses_what_is_near():
@@ -139,10 +145,10 @@ def test_in_a_stack_each_frame_behind_loses_what_is_near():
     three[80:][three[80:] == 1] = 2
     frames = [near, far, far.copy()]
     assert direction(frames, three) == 1
-    found = Veils(frames, three, 1).over(WHOLE)
+    found = veils_of(frames, three, 1)
     for index in (1, 2):
         behind = beside(labels, BLUR) & (three == index)
-        assert error(far - found(index), sharp, behind) < 0.5 * error(far, sharp, behind)
+        assert error(far - found[index], sharp, behind) < 0.5 * error(far, sharp, behind)
 
 
 def test_where_the_near_frame_has_no_pixels_it_tells_nothing():
@@ -150,8 +156,8 @@ def test_where_the_near_frame_has_no_pixels_it_tells_nothing():
     seen = np.ones((HEIGHT, WIDTH), np.bool_)
     seen[:, 118:] = False
     black = near * seen[:, :, None].astype(np.uint8)
-    found = Veils([black, far], labels, 1, seen=lambda i: seen if i == 0 else seen | True).over(WHOLE)(1)
-    expected = Veils([near, far], labels, 1).over(WHOLE)(1)
+    found = veils_of([black, far], labels, 1, seen=lambda i: seen if i == 0 else seen | True)[1]
+    expected = veils_of([near, far], labels, 1)[1]
     np.testing.assert_allclose(found[:, :60], expected[:, :60], atol=2)
     assert np.abs(found[:, 121:]).max() < 60  # black would be taken for up to 200 levels of veil
 
