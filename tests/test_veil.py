@@ -103,6 +103,24 @@ def test_bars_along_the_boundary_that_the_near_frame_has_lost_are_no_veil(front)
     assert spread is None or np.abs(spread[labels == 1]).max() < 25  # of 95 that the bars differ by
 
 
+def test_detail_that_was_lost_before_another_colour_is_hardly_taken_for_one():
+    """A hard boundary: the foreground's blur ends where it ends."""
+    near, _, sharp, labels = bracket()
+    spread = veils_of([near, sharp], labels, 1)[1]
+    mean = 0.0 if spread is None else np.abs(spread[beside(labels, 10)]).mean()
+    assert mean < 0.3  # of 10 that detail differs by
+
+
+@pytest.mark.parametrize(("front", "is_one"), [(40, True), (210, False)])
+def test_only_what_has_the_colour_of_what_is_near_is_a_veil(front, is_one):
+    labels = bracket()[3]
+    distance = cv2.distanceTransform(labels.astype(np.uint8), cv2.DIST_L2, 5)
+    darker = np.where(labels == 1, 40 * (1 - distance / 9).clip(0), 0)[:, :, None]
+    near = np.where(labels[:, :, None] == 1, np.uint8(120), np.uint8(front)).repeat(3, 2)
+    spread = veils_of([near, np.rint(near - darker).astype(np.uint8)], labels, 1)[1]
+    assert is_one == (spread is not None and spread.min() < -10)
+
+
 def test_what_does_not_end_is_no_veil():
     """A difference in brightness of the whole background, as of another exposure."""
     near, _, _, labels = bracket()
