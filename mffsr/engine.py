@@ -267,11 +267,14 @@ def _seen(
 
 def _veils(
     stack: Stack, registrations: Sequence[Registration] | None, labels: Labels, *, crop: bool
-) -> Veils:
-    """Find what a blurred foreground spreads in each frame."""
-    frames, found = stack.in_order, breathing(registrations)
-    otherwise = found if stack.order[0] <= stack.order[-1] else -found
-    return Veils(frames, labels, direction(frames, labels, otherwise), _seen(stack, registrations, crop=crop))
+) -> Veils | None:
+    """Find what a blurred foreground spreads; None: which frames are focused on it is not known."""
+    told = direction(stack.in_order, labels)
+    if told is None and (found := breathing(registrations)):
+        told = found if stack.order[0] <= stack.order[-1] else -found
+    if told is None:
+        return None
+    return Veils(stack.in_order, labels, told, _seen(stack, registrations, crop=crop))
 
 
 def _decide(

@@ -6,7 +6,7 @@
 The bracket is fused by `mffsr.engine.fuse_bracket`, as for every user, and the result rounded to 8 bits as it
 would be written to a PNG, so the numbers are those of the product. Frames are not registered unless asked
 for: Lytro's are registered already, and resampling them would change what is compared. Halos are kept unless
-asked for: the six metrics compare with the frames, which have them, and so has what it is compared with.
+asked for: the six metrics compare with the frames, which have them.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ __all__ = ["Direction", "Veils", "direction"]
 Levels = NDArray[np.float32]  # h×w×C, of 255
 Plane = NDArray[np.float32]  # h×w
 Mask = NDArray[np.bool_]  # h×w
-Direction = Literal[1, -1, 0]  # frames are focused from near to far, from far to near, or it is not known
+Direction = Literal[1, -1]  # frames are focused from near to far, or from far to near
 T = TypeVar("T", bound=np.generic)
 Seen = Callable[[int], Mask] | None
 
@@ -52,7 +52,7 @@ RISE = 0.1  # of the first strip's difference, by which a veil may rise from str
 AGAINST = (0.5, 1.5)  # of the same, that it may rise more, or turn round: a veil below, none above
 COSINE = (-0.15, 0.35)  # between the difference and that of the colours of what is near and behind
 INTO = 6.0  # pixels: so far into what is near the subtraction fades, for super-resolution's neighbourhood
-HALO = 14 + GRID * (3 * ALONG + 2)  # pixels around those wanted
+HALO = round(STRIPS[-1]) + GRID * (3 * ALONG + 2)  # pixels around those wanted
 EVIDENT = 1.5  # so many times as sharp are edges in the frames focused on what is near
 EDGE = 12  # pixels to each side of a boundary where they are looked for, in strips of two
 MOST_PAIRS = 20  # of frames that are asked
@@ -79,7 +79,7 @@ class Veils:
 
     def near_to_far(self, indices: list[int]) -> list[int]:
         """Bring frames, which come in ascending order, into the one that `over` needs."""
-        return indices[:: self._direction or 1]
+        return indices[:: self._direction]
 
     def over(self, region: Region, wanted: Sequence[int]) -> Iterator[Levels | None]:
         """Yield the veil of each `wanted` frame, in the order `near_to_far`; None: it has none there.
@@ -90,7 +90,7 @@ class Veils:
         cells = tuple(slice(own.start // self._step, -(-own.stop // self._step)) for own in outer)
         labels = self._labels[cells]
         present = self.near_to_far(np.unique(labels).tolist())
-        if not self._direction or len(present) == 1:
+        if len(present) == 1:
             yield from (None for _ in wanted)
             return
         depth = np.zeros(labels.shape, np.intp)
@@ -113,8 +113,8 @@ class Veils:
             yield _enlarged(total, self._step)[inner] if there else None
 
 
-def direction(frames: Sequence[Frame], labels: Labels, otherwise: Direction = 0) -> Direction:
-    """Return in which direction the frames of a bracket are focused; `otherwise` if their edges do not tell.
+def direction(frames: Sequence[Frame], labels: Labels) -> Direction | None:
+    """Return in which direction the frames of a bracket are focused; None: their edges do not tell.
 
     Where regions of two frames meet, the edge of what is near is sharp in the one focused on it: the means of
     strips along the boundary change at once there. What lies to both sides averages out.
@@ -133,7 +133,7 @@ def direction(frames: Sequence[Frame], labels: Labels, otherwise: Direction = 0)
         second += _sharpest(_reduced(frames[other], scaled(region, step), step), strips)
     if first > EVIDENT * second:
         return 1
-    return -1 if second > EVIDENT * first else otherwise
+    return -1 if second > EVIDENT * first else None
 
 
 def _step_of(labels: Labels) -> int:
