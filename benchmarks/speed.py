@@ -28,7 +28,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import mffsr
-from mffsr.allocator import keep_freed_memory
+from mffsr.allocator import tune_malloc
 from mffsr.checkpoint import load_model
 from mffsr.device import Runtime, choose
 
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     options = parser.parse_args()
-    keep_freed_memory()
+    tune_malloc()
     runtime = choose(options.device, options.precision)
     rate = roofline(runtime)
     print(f"{runtime.reason}; a plain convolution does {rate / 1e9:.0f} G multiply–adds/s")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mffsr
-from mffsr.allocator import keep_freed_memory
+from mffsr.allocator import tune_malloc
 from mffsr.checkpoint import load_model
 from mffsr.compare import to_tensor
 from mffsr.device import Runtime, choose
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
-    keep_freed_memory()
+    tune_malloc()
     runtime = choose()
     model = runtime.place(load_model(options.scale, "photo")[0])
     small = runtime.place(Small(options.scale).eval())

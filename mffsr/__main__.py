@@ -18,9 +18,9 @@ def main() -> None:
     """Run the command line; Ctrl-C while it is still being loaded ends it as cleanly as later."""
     _open_closed_streams()
     try:
-        from mffsr.allocator import keep_freed_memory
+        from mffsr.allocator import tune_malloc
 
-        keep_freed_memory()
+        tune_malloc()
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
         from mffsr.cli.app import app
 

@@ -1,4 +1,4 @@
-"""How the process takes memory from the system: left alone, that costs a third of the CPU time."""
+"""How the process takes memory from the system: left alone, it costs more of both it and time."""
 
 from __future__ import annotations
 
@@ -6,72 +6,32 @@ import ctypes
 import os
 from pathlib import Path
 
-__all__ = ["keep_few_kernels", "keep_freed_memory", "keep_up_to", "make_room_for", "resident_memory"]
+__all__ = ["keep_few_kernels", "resident_memory", "tune_malloc"]
 
-MOST = 2 << 30  # bytes: a process that has more gives memory back whatever is allowed
-NEED = 80  # bytes that a network takes for each of the tile's image, about
+LARGE = 4 << 20  # bytes
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
-M_TOP_PAD = -2
 M_MMAP_THRESHOLD = -3
-M_MMAP_MAX = -4
-
-# Bytes of the last tile's image (0: nothing is kept, -1: no tile yet), and how many the process may have
-# before a tile of another size makes it give memory back.
-_kept = {"size": 0, "most": 0}
 
 
-def keep_freed_memory() -> None:
-    """Let malloc keep what is freed, and take large blocks in large pages; nothing where that is unknown.
+def tune_malloc() -> None:
+    """Let malloc keep small blocks when freed, give large ones back at once, and take those in large pages.
 
-    By default glibc gives every large block back as soon as it is freed, so that each layer of a network
-    writes into pages that the kernel first has to find and clear. For the program's own processes only: a
-    library has no business with its host's allocator. Must be called before PyTorch first allocates.
+    Nothing where malloc is not glibc's. A network's layers take blocks of many sizes: where large ones are
+    kept, the next ones do not fit into their holes, which came to a quarter of all memory. To clear new pages
+    for each took no time that could be measured with large pages, a seventh of it with small ones.
 
-    Where the address space is limited (`ulimit -v`), the opposite: what is kept counts there, and a tile too
-    large would leave no room for smaller ones.
+    For the program's own processes only: a library has no business with its host's allocator. Must be called
+    before PyTorch first allocates.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc
         return
-    if _address_space_is_limited():
-        mallopt(M_MMAP_THRESHOLD, 1 << 20)
-        return
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch
-    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_MMAP_THRESHOLD, LARGE)
     mallopt(M_TRIM_THRESHOLD, -1)  # never
-    mallopt(M_TOP_PAD, 64 << 20)
-    _kept["size"] = -1
-
-
-def _address_space_is_limited() -> bool:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return False
-    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-
-
-def make_room_for(size: int) -> None:
-    """Give kept memory back before a tile of another size: its blocks fit badly into the old one's holes.
-
-    `size` is the bytes of the tile's image. Does nothing where nothing is kept, nor where the process would
-    stay below what `keep_up_to` allows if no hole fitted: to take memory anew costs a small tile a tenth of
-    its time.
-    """
-    before = _kept["size"]
-    if before in (0, size):
-        return
-    _kept["size"] = size
-    if resident_memory() + NEED * size >= _kept["most"]:
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def keep_up_to(size: int) -> None:
-    """Let `make_room_for` leave a process alone that has less than so many bytes, and than `MOST`."""
-    _kept["most"] = min(size, MOST)
 
 
 def resident_memory() -> int:

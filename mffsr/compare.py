@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mffsr.allocator import make_room_for
 from mffsr.device import Runtime
 from mffsr.errors import MffsrError
 from mffsr.frames import Frame, row_blocks
@@ -216,7 +215,6 @@ def detail_window(height: int, width: int) -> int:
 def _margin(model: JointModel, pair: tuple[Frame, Frame], part: Tile, runtime: Runtime) -> Margin:
     """Return 255 · (M2 − M1) of a tile's core, rounded away from zero so that the sign is kept."""
     image1, image2 = (to_tensor(photo[part.outer], runtime) for photo in pair)
-    make_room_for(image1.nbytes)
     with torch.inference_mode(), runtime.autocast():
         maps = model.focus(image1, image2, part.inner)
         difference = (maps.m2 - maps.m1)[0, 0]

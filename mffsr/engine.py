@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from mffsr import __version__
-from mffsr.allocator import keep_few_kernels, keep_up_to
+from mffsr.allocator import keep_few_kernels
 from mffsr.checkpoint import load_model, provenance
 from mffsr.device import Runtime, choose
 from mffsr.errors import DeviceError, UsageError, is_out_of_memory
@@ -35,7 +35,7 @@ from mffsr.photo import Photo, output_metadata, planes_of, with_depth
 from mffsr.photo.align import Registration
 from mffsr.photo.brackets import check_count
 from mffsr.photo.tone import ToneCurve
-from mffsr.plan import LARGEST_TILE, Plan, memory_of, plan_tiles
+from mffsr.plan import LARGEST_TILE, Plan, plan_tiles
 from mffsr.regions import fill_holes
 from mffsr.render import Rendered, enlarge_plane, render
 from mffsr.stack import (
@@ -194,7 +194,6 @@ def fuse_bracket(
         depth = depth or stack.frames[0].dtype.itemsize * 8
         shape = stack.in_order[0].shape
         plan = plan_tiles(runtime, model, shape, tile, depth, events.warning)
-        keep_up_to(memory_of(plan, runtime, model, shape, depth))
         if plan.render < LARGEST_TILE:  # memory is short, or the user says so by a small tile
             keep_few_kernels()
         with _timed(seconds, "focus"):

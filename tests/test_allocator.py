@@ -1,97 +1,72 @@
-"""Freed memory stays with the process, until it is much and tiles of another size need other blocks."""
+"""Small blocks stay with the process, large ones go back at once and come in large pages."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is adjusted")
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
 FAULTS = """
 import resource, sys
-from mffsr.allocator import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
+if sys.argv[1] == "tuned":
+    from mffsr.allocator import tune_malloc
+    tune_malloc()
 import torch
+rows, count = int(sys.argv[2]), int(sys.argv[3])
 def work():
-    for _ in range(20):
-        torch.ones(10, 1024, 1024)  # 40 MB
+    tensors = [torch.ones(rows, 1024) for _ in range(count)]
+    for _ in range(10):
+        tensors = [torch.ones(rows, 1024) for _ in range(count)]
 work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 work()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
-
 RESIDENT = """
-import sys
-from mffsr.allocator import keep_freed_memory, keep_up_to, make_room_for
-keep_freed_memory()
+from mffsr.allocator import resident_memory, tune_malloc
+tune_malloc()
 import torch
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
-tensors = [torch.ones(10, 1024, 1024) for _ in range(10)]
-kept = [torch.ones(100, 1024) for _ in range(10)]  # above them, so that the heap cannot shrink
-keep_up_to(2 << 30)
-make_room_for(1)
+tensors, beside = [], []
+for _ in range(20):  # by default those that come later would be taken from the heap, and stay
+    tensors = [*tensors[1:], *(torch.ones(2, 1024, 1024) for _ in range(4))]
+    beside.append(torch.ones(100, 1024))
+full = resident_memory()
+taken = len(tensors) * 8
 del tensors
-full = resident()
-make_room_for(2)
-roomy = resident()
-keep_up_to(100 << 20)
-make_room_for(1)
-few = resident()
-tensors = [torch.ones(10, 1024, 1024) for _ in range(10)]
-del tensors
-again = resident()
-make_room_for(1)
-print(full - roomy, roomy - few, again - resident())
-"""
-
-glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is adjusted")
-
-
-@glibc
-def test_memory_is_not_asked_for_again():
-    plain, kept = (
-        int(subprocess.run([sys.executable, "-c", FAULTS, how], check=True, capture_output=True).stdout)
-        for how in ("plain", "keep")
-    )
-    assert kept < 100
-    assert kept < plain / 5
-
-
-@glibc
-def test_memory_goes_back_before_tiles_of_another_size():
-    run = subprocess.run([sys.executable, "-c", RESIDENT], check=True, capture_output=True)
-    roomy, other_size, same_size = map(int, run.stdout.split())
-    assert roomy < 10
-    assert other_size > 300
-    assert same_size < 10
-
-
-LIMITED = """
-import resource
-from mffsr.allocator import keep_freed_memory
-import torch
-def mapped():
-    return int(open("/proc/self/statm").read().split()[0]) * 4096 >> 20
-resource.setrlimit(resource.RLIMIT_AS, (8 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
-keep_freed_memory()
-tensors = [torch.ones(4, 1024, 1024) for _ in range(20)]  # 16 MB each: by default, soon taken from the heap
-kept = []
-for _ in range(20):
-    del tensors[0]
-    kept.append(torch.ones(100, 1024))
-    tensors.append(torch.ones(4, 1024, 1024))
-full = mapped()
-del tensors
-print(full - mapped())
+print(full - resident_memory() >> 20, taken)
 """
 
 
-@glibc
-def test_a_limited_address_space_gets_back_what_is_freed():
-    run = subprocess.run([sys.executable, "-c", LIMITED], check=True, capture_output=True)
-    assert int(run.stdout) > 300
+def numbers(code: str, *arguments: str) -> list[int]:
+    """Run a program and return what it prints."""
+    run = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+    return [int(word) for word in run.stdout.split()]
+
+
+def faults(how: str, rows: int, count: int) -> int:
+    """Return how many pages a program asks for that takes so many tensors of so many rows, ten times anew."""
+    return numbers(FAULTS, how, str(rows), str(count))[0]
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="the system has small pages only"
+)
+def test_large_blocks_come_in_large_pages() -> None:
+    assert faults("tuned", 10 * 1024, 2) < faults("plain", 10 * 1024, 2) / 5
+
+
+def test_small_blocks_are_not_asked_for_again() -> None:
+    assert faults("tuned", 128, 100) < faults("plain", 128, 100) / 5
+
+
+def test_large_blocks_go_back_when_they_are_freed() -> None:
+    given, taken = numbers(RESIDENT)
+    assert given > 0.9 * taken

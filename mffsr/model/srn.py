@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mffsr.allocator import make_room_for
 from mffsr.limits import SCALES
 from mffsr.model.blocks import (
     LEAK,
@@ -146,7 +145,6 @@ class SRN(nn.Module):
         With `wanted`, of that region alone: the same, for less work.
         """
         region, (image,) = narrowed(wanted or whole(image), self.config.reach, image)
-        make_room_for(image.nbytes)
         gradient = gradient_map(image)
         low = self.shallow(image)  # F^l
         deep, edges = self._trunk(self.enter(low), gradient, region)
