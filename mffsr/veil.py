@@ -6,6 +6,8 @@
 No frame shows what is behind both sharp and without the veil, which is why stacked pictures have halos. But
 blur keeps the mean: what k has more than j, on average along the boundary in strips of equal distance to it,
 is the veil, which is subtracted from k before its super-resolution. Detail that j has lost averages out.
+What k has too much behind the boundary it lacks on the other side: there it becomes as j, so that its coarse
+band fits that of j, and super-resolution sees the sharp picture.
 
 That is done only where it is evident: the difference is of one sign along the boundary (`COHERENCE`), falls
 from there on (`_falls`), is gone at the outermost strip (`ENDS`) and has the colour of what is near
@@ -51,7 +53,8 @@ ENDS = 0.67  # a strip's veil is believed where the outermost strip has so much 
 RISE = 0.1  # of the first strip's difference, by which a veil may rise from strip to strip
 AGAINST = (0.5, 1.5)  # of the same, that it may rise more, or turn round: a veil below, none above
 COSINE = (-0.15, 0.35)  # between the difference and that of the colours of what is near and behind
-INTO = 6.0  # pixels: so far into what is near the subtraction fades, for super-resolution's neighbourhood
+INTO = 12.0  # pixels: so far into what is near do frames focused behind it change, less and less …
+SOFT = 2.0  # … and so far in they are as the near one; from the boundary on, where a step would show
 HALO = round(STRIPS[-1]) + GRID * (3 * ALONG + 2)  # pixels around those wanted
 EVIDENT = 1.5  # so many times as sharp are edges in the frames focused on what is near
 EDGE = 12  # pixels to each side of a boundary where they are looked for, in strips of two
@@ -109,8 +112,12 @@ class Veils:
                     total += bare * veil.levels
                     bare *= 1 - veil.sure
                 place += 1
-            there = index in present and (bare < 1).any()
-            yield _enlarged(total, self._step)[inner] if there else None
+            if index not in present or not (bare < 1).any():
+                yield None
+                continue
+            lacking = _reduced(self._frames[index], outer, self._step) - picture
+            share = (_distance(depth >= place) / np.float32(SOFT)).clip(0, 1)[:, :, None]
+            yield _enlarged(total + share * ((1 - bare) * lacking - total), self._step)[inner]
 
 
 def direction(frames: Sequence[Frame], labels: Labels) -> Direction | None:
@@ -236,9 +243,9 @@ def _veil(picture: Levels, view: Levels, near: Mask, behind: Mask, counts: Mask)
     trusted = _falls(means) * _points(means[0] + means[1], ours - theirs)
     inside = np.where(behind, np.float32(0), 1 - _distance(behind) / np.float32(INTO)).clip(0)
     weights = [np.where(behind, strip, np.float32(0)) for strip in strips[:-1]]
-    weights[0] = weights[0] + inside
     height, width = distance.shape
     levels, certain = np.zeros_like(difference), np.zeros((height, width, 1), np.float32)
+    weights[0] = weights[0] + inside
     for weight, mean, evident in zip(weights, means, sure, strict=False):  # without the outermost strip
         ends = _ramp(1 - _power(means[-1]) / (_power(mean) + 1), 0, ENDS)
         share = evident * ends * trusted

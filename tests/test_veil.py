@@ -81,6 +81,15 @@ def test_what_is_behind_comes_closer_to_the_sharp_picture(order):
     assert not of_far[far_from_it].any()
 
 
+def test_before_the_boundary_the_far_frame_becomes_as_the_near_one():
+    near, far, _, labels = bracket()
+    of_far = veils_of([near, far], labels, 1)[1]
+    inside = cv2.distanceTransform(1 - labels.astype(np.uint8), cv2.DIST_L2, 5)
+    rim = (labels == 0) & (inside >= 2) & (inside <= 4)
+    assert error(far - of_far, near, rim) < 0.3 * error(far, near, rim)
+    assert not of_far[inside > veil.INTO].any()
+
+
 def test_detail_that_the_near_frame_has_lost_is_no_veil():
     """What lies behind has the colour of what is near, on average: there is nothing to subtract."""
     sharp = texture(3, (120, 120, 120)).clip(0, 255)
