@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["keep_few_kernels", "resident_memory", "tune_malloc"]
 
-LARGE = 4 << 20  # bytes
+LARGE = 32 << 20  # bytes; the most that glibc takes
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -16,11 +16,11 @@ M_MMAP_THRESHOLD = -3
 
 
 def tune_malloc() -> None:
-    """Let malloc keep small blocks when freed, give large ones back at once, and take those in large pages.
+    """Let malloc keep blocks when freed but for the largest, and take large ones in large pages.
 
-    Nothing where malloc is not glibc's. A network's layers take blocks of many sizes: where large ones are
-    kept, the next ones do not fit into their holes, which came to a quarter of all memory. To clear new pages
-    for each took no time that could be measured with large pages, a seventh of it with small ones.
+    Nothing where malloc is not glibc's. A network's layers take blocks of many sizes. Where all are kept, the
+    next ones do not fit into their holes; where few are, the system clears new pages over and over: giving
+    back those of 4 MB and more took 4–8 % more time than of 32 MB.
 
     For the program's own processes only: a library has no business with its host's allocator. Must be called
     before PyTorch first allocates.

@@ -1,4 +1,4 @@
-"""Small blocks stay with the process, large ones go back at once and come in large pages."""
+"""Blocks stay with the process when freed, but for the largest; large ones come in large pages."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from mffsr.allocator import resident_memory, tune_malloc
 tune_malloc()
 import torch
 tensors, beside = [], []
-for _ in range(20):  # by default those that come later would be taken from the heap, and stay
-    tensors = [*tensors[1:], *(torch.ones(2, 1024, 1024) for _ in range(4))]
+for _ in range(5):
+    tensors = [*tensors[1:], *(torch.ones(10, 1024, 1024) for _ in range(4))]
     beside.append(torch.ones(100, 1024))
 full = resident_memory()
-taken = len(tensors) * 8
+taken = len(tensors) * 40
 del tensors
 print(full - resident_memory() >> 20, taken)
 """
