@@ -243,9 +243,9 @@ def _veil(picture: Levels, view: Levels, near: Mask, behind: Mask, counts: Mask)
     trusted = _falls(means) * _points(means[0] + means[1], ours - theirs)
     inside = np.where(behind, np.float32(0), 1 - _distance(behind) / np.float32(INTO)).clip(0)
     weights = [np.where(behind, strip, np.float32(0)) for strip in strips[:-1]]
+    weights[0] = weights[0] + inside
     height, width = distance.shape
     levels, certain = np.zeros_like(difference), np.zeros((height, width, 1), np.float32)
-    weights[0] = weights[0] + inside
     for weight, mean, evident in zip(weights, means, sure, strict=False):  # without the outermost strip
         ends = _ramp(1 - _power(means[-1]) / (_power(mean) + 1), 0, ENDS)
         share = evident * ends * trusted
