@@ -4,7 +4,7 @@
 
 Each photograph is the background once, and the next one, in the shape of a few blobs, its foreground. Focused
 in front, the background is blurred by a disc; focused behind, the foreground is, and lies over the background
-(the α-matte boundary); JPEG 95 follows. Both are fused at scale 1, their halos kept and cleared, and compared
+(the α-matte boundary), in linear light as in a camera; JPEG 95 follows. Both are fused at scale 1, their halos kept and cleared, and compared
 with what is sharp throughout: all of the picture, and the background within 16 pixels of the foreground.
 """
 
@@ -27,6 +27,7 @@ from mffsr.render import render
 Image = NDArray[np.uint8]
 Levels = NDArray[np.float32]
 BESIDE = 16  # pixels
+GAMMA = 2.2  # of pixel values
 
 
 def read(path: Path, width: int, height: int) -> Levels:
@@ -49,9 +50,11 @@ def blobs(height: int, width: int, rng: np.random.Generator) -> Levels:
 def bracket(front: Levels, back: Levels, shape: Levels, radius: float) -> tuple[list[Image], Image]:
     """Return the frame focused in front, the one focused behind, and what is sharp throughout."""
     sharp = front * shape + back * (1 - shape)
+    front, back = ((x / 255) ** GAMMA for x in (front, back))
     near = front * shape + disc(back, radius) * (1 - shape)
     far = disc(front * shape, radius) + back * (1 - disc(shape, radius)[:, :, None])
-    near, far, sharp = (np.rint(x).clip(0, 255).astype(np.uint8) for x in (near, far, sharp))
+    near, far = (255 * x.clip(0, 1) ** (1 / GAMMA) for x in (near, far))
+    near, far, sharp = (np.rint(x).astype(np.uint8) for x in (near, far, sharp))
     frames = []
     for frame in (near, far):
         _, data = cv2.imencode(".jpg", frame[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])

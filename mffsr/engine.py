@@ -273,7 +273,8 @@ def _veils(
         told = found if stack.order[0] <= stack.order[-1] else -found
     if told is None:
         return None
-    return Veils(stack.in_order, labels, told, _seen(stack, registrations, crop=crop))
+    seen = _seen(stack, registrations, crop=crop)
+    return Veils(stack.in_order, labels, told, seen, linear=stack.curve.is_linear)
 
 
 def _decide(

@@ -4,21 +4,25 @@
     frame k, focused on what is behind:  ▓▓▓▒▒░░│ │ │ │    the near thing's blur lies over sharp detail
 
 No frame shows what is behind both sharp and without the veil, which is why stacked pictures have halos. But
-blur keeps the mean: what k has more than j, on average along the boundary in strips of equal distance to it,
-is the veil, which is subtracted from k before its super-resolution. Detail that j has lost averages out.
-What k has too much behind the boundary it lacks on the other side: there it becomes as j, so that its coarse
-band fits that of j, and super-resolution sees the sharp picture.
+frame j shows what the veil is made of: with M, 1 where the near thing is and 0 behind, and j₀, which is j
+with what lies behind filled in under M, frame k is, but for the background's detail,
 
-That is done only where it is evident: the difference is of one sign along the boundary (`COHERENCE`), falls
-from there on (`_falls`), is gone at the outermost strip (`ENDS`) and has the colour of what is near
-(`_points`); and the sharp edges of what is near tell which frames are focused on it (`direction`). Frames are
-H×W×C, labels H×W as in `mffsr.focus_map`; the veil is that of the α-matte boundary of the paper's reference
-[49]. Large pictures are measured on a smaller copy: veils are smooth.
+    k ≈ blur(M·j) + (1 − α)·j₀        α = blur(M); in light, of which blur is a mean, not in pixel values
+
+as at the α-matte boundary of the paper's reference [49]. The blur is a disc, of the radius with which this
+comes nearest to k on both sides of the boundary. What k then has more than j₀ is the veil. As far as k shows
+it (`SHOWN`) it is subtracted from k before its super-resolution, and detail behind it is made as strong as
+it was before the factor 1 − α. What k has too much behind the boundary it lacks on the other side: there it
+becomes as j, so that its coarse band fits that of j, and super-resolution sees the sharp picture.
+
+The sharp edges of what is near tell which frames are focused on it (`direction`). Frames are H×W×C, labels
+H×W as in `mffsr.focus_map`. Large pictures are measured on a smaller copy: veils are smooth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Literal, NamedTuple, TypeVar
 
@@ -31,6 +35,7 @@ from mffsr.focus_map import Labels
 from mffsr.frames import BLOCK, Frame
 from mffsr.model.blocks import scaled
 from mffsr.model.resize import enlarge_bilinear
+from mffsr.photo import fill_from_nearest
 from mffsr.tiles import Region, round_up
 
 __all__ = ["Direction", "Veils", "direction"]
@@ -43,19 +48,24 @@ T = TypeVar("T", bound=np.generic)
 Seen = Callable[[int], Mask] | None
 
 SIDE = 768  # pixels of a picture's shorter side that the figures below are made for
-STRIPS = (0.0, 2.0, 4.0, 7.0, 10.0, 14.0)  # pixels from the boundary; the last strip is to have no veil
-GRID = 4  # pixels: means along the boundary are taken on a grid of this size …
-ALONG = 2  # … by a Gaussian whose σ is so many of its cells …
-FAR_ALONG = 4  # … or so many, where all of a boundary is asked for one answer
-COHERENCE = (0.05, 0.2)  # shares of the difference's energy in its mean: no veil below, a veil above
-NOISE = 4.0  # levels², energy that means nothing
-ENDS = 0.67  # a strip's veil is believed where the outermost strip has so much less energy, or in proportion
-RISE = 0.1  # of the first strip's difference, by which a veil may rise from strip to strip
-AGAINST = (0.5, 1.5)  # of the same, that it may rise more, or turn round: a veil below, none above
-COSINE = (-0.15, 0.35)  # between the difference and that of the colours of what is near and behind
+RADII = (0.0, 1.0, 1.3, 1.7, 2.2, 2.9, 3.8, 5.0, 6.5, 8.5, 11.0, 14.0)  # pixels, of the blur
+BESIDE = 14  # pixels behind the boundary, and …
+INSIDE = 10  # … before it, in which frames are compared
+DETAIL = 1.2  # σ in pixels of the Gaussian that takes detail away, which only one of the frames has
+AROUND = 6.0  # σ in pixels of the one within which the radius and the strength are the same
+FILL = 3.0  # σ in pixels of the one by which what lies behind is filled in
+DOUBT = 0.1  # share of the least error by which that of a radius may be larger without its being unlikely
+NOISE = 0.3  # levels², an error that means nothing
+TRUST = 1.0  # how much the strength is that of the model, against that measured
+STRONGEST = 2.0  # a veil may be so many times the model's: a highlight that is clipped shines more
+FINE = 4.0  # σ in pixels of the Gaussian above which detail is, that the near thing's blur has dimmed
+MOST_COVERED = 0.8  # of a pixel, where that detail is brought back
+SHOWN = (0.2, 0.6)  # strength measured: no veil below, a veil above
 INTO = 12.0  # pixels: so far into what is near do frames focused behind it change, less and less …
 SOFT = 2.0  # … and so far in they are as the near one; from the boundary on, where a step would show
-HALO = round(STRIPS[-1]) + GRID * (3 * ALONG + 2)  # pixels around those wanted
+GRID = 4  # pixels: means along a boundary are taken on a grid of this size
+FAR_ALONG = 4  # by a Gaussian whose σ is so many of its cells
+HALO = round(3 * (AROUND + DETAIL + FILL) + INSIDE + 2 * RADII[-1])  # pixels around those wanted
 EVIDENT = 1.5  # so many times as sharp are edges in the frames focused on what is near
 EDGE = 12  # pixels to each side of a boundary where they are looked for, in strips of two
 MOST_PAIRS = 20  # of frames that are asked
@@ -72,10 +82,20 @@ class Veils:
     """What to subtract from each frame of a bracket, region by region."""
 
     def __init__(
-        self, frames: Sequence[Frame], labels: Labels, direction: Direction, seen: Seen = None
+        self,
+        frames: Sequence[Frame],
+        labels: Labels,
+        direction: Direction,
+        seen: Seen = None,
+        *,
+        linear: bool = False,
     ) -> None:
-        """`seen(i)` (H×W) is where frame i has pixels of its own, if frames do not cover the picture."""
+        """`seen(i)` (H×W) is where frame i has pixels of its own, if frames do not cover the picture.
+
+        Pixel values of `linear` frames are in proportion to light; of others they are about its square root.
+        """
         self._frames, self._direction, self._shape = frames, direction, labels.shape
+        self._linear = linear
         self._step = _step_of(labels)
         self._labels = _sampled(labels, self._step)
         self._seen = None if seen is None else [_sampled(seen(i), self._step) for i in range(len(frames))]
@@ -107,7 +127,9 @@ class Veils:
             while index in present and present[place] != index:  # what is nearest lies over all others
                 view = _reduced(self._frames[present[place]], outer, self._step)
                 seen = True if self._seen is None else self._seen[present[place]][cells]
-                veil = _veil(picture, view, depth == place, depth > place, (depth > place) & seen)
+                far = self._far(picture, depth, place, present, outer)
+                light = _Light(linear=self._linear)
+                veil = _veil(far, view, depth == place, depth > place, (depth > place) & seen, light)
                 if veil is not None:
                     total += bare * veil.levels
                     bare *= 1 - veil.sure
@@ -118,6 +140,21 @@ class Veils:
             lacking = _reduced(self._frames[index], outer, self._step) - picture
             share = (_distance(depth >= place) / np.float32(SOFT)).clip(0, 1)[:, :, None]
             yield _enlarged(total + share * ((1 - bare) * lacking - total), self._step)[inner]
+
+    def _far(
+        self, picture: Levels, depth: NDArray[np.intp], place: int, present: list[int], region: Region
+    ) -> Levels:
+        """Return the picture as the frames focused behind `place` show it, before the boundary as well."""
+        behind = depth > place
+        here = ~behind & (_distance(behind) <= INSIDE + 3 * DETAIL)
+        if not here.any():
+            return picture
+        whose = fill_from_nearest(depth, ~behind)[0]
+        far = picture.copy()
+        for other in np.unique(whose[here]):
+            own = here & (whose == other)
+            far[own] = _reduced(self._frames[present[other]], region, self._step)[own]
+        return far
 
 
 def direction(frames: Sequence[Frame], labels: Labels) -> Direction | None:
@@ -209,50 +246,128 @@ def _mean(x: Levels, weight: Plane, total: Plane, cells: int) -> Levels:
     return np.asarray(np.stack(means, 2) / np.maximum(total, np.float32(1e-4))[:, :, None], np.float32)
 
 
-def _strips(distance: Plane) -> list[Plane]:
-    """Return the weights of strips, which pass linearly into each other."""
-    centres = [(start + stop) / 2 for start, stop in pairwise(STRIPS)]
-    rising = [np.ones_like(distance), *((distance - a) / (b - a) for a, b in pairwise(centres))]
-    falling = [(b - distance) / (b - a) for a, b in pairwise((*centres, STRIPS[-1]))]
-    return [np.minimum(up, down).clip(0, 1) for up, down in zip(rising, falling, strict=True)]
+class _Light:
+    """Between pixel values, of 255 levels, and light."""
+
+    def __init__(self, *, linear: bool) -> None:
+        self._linear = linear
+
+    def of(self, levels: Levels) -> Levels:
+        return levels if self._linear else np.asarray(np.maximum(levels, 0) ** 2, np.float32)
+
+    def levels(self, light: Levels) -> Levels:
+        return light if self._linear else np.asarray(np.maximum(light, 0) ** 0.5, np.float32)
 
 
-def _veil(picture: Levels, view: Levels, near: Mask, behind: Mask, counts: Mask) -> Veil | None:
+def _gaussian(x: Levels, sigma: float) -> Levels:
+    """Return h×w×C blurred; beyond its edge is nothing."""
+    side = 2 * round(3 * sigma) + 1
+    blurred = cv2.GaussianBlur(x, (side, side), sigma, borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(blurred, np.float32).reshape(x.shape)
+
+
+def _mean_by(weight: Levels, sigma: float) -> Callable[[Levels], Levels]:
+    """Return what takes the mean around each pixel, by weights h×w×1."""
+    total = np.maximum(_gaussian(weight, sigma), np.float32(1e-4))
+
+    def mean(x: Levels) -> Levels:
+        return np.asarray(_gaussian(x * weight, sigma) / total, np.float32)
+
+    return mean
+
+
+@cache
+def _disc(radius: float) -> Plane:
+    """Return the kernel of a disc, each pixel as far as it lies in it."""
+    most, fine = int(np.ceil(radius)), 8
+    at = (np.arange((2 * most + 1) * fine) + 0.5) / fine - most - 0.5
+    inside = np.hypot(at[:, None], at) <= radius
+    kernel = inside.reshape(2 * most + 1, fine, 2 * most + 1, fine).mean((1, 3))
+    return np.asarray(kernel / kernel.sum(), np.float32)
+
+
+def _defocused(x: Levels, radius: float) -> Levels:
+    """Return h×w×C blurred by a disc; what is at its edge goes on."""
+    if not radius:
+        return x
+    blurred = cv2.filter2D(x, -1, _disc(radius), borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(blurred, np.float32).reshape(x.shape)
+
+
+def _veil(far: Levels, view: Levels, near: Mask, behind: Mask, counts: Mask, light: _Light) -> Veil | None:
     """Return the veil of what is `near` over what is `behind`; None: there is none.
 
-    The veil is what the picture has more than the `view` focused on the near thing, where that `counts`.
+    `far` is what the frames focused behind show, `view` the one focused on the near thing; behind it tells
+    where that `counts`.
     """
-    distance = _distance(near)
-    if not (counts & (distance < STRIPS[-1])).any():
+    part = _around(counts & (_distance(near) <= BESIDE))
+    if part is None:
         return None
-    difference, strips = picture - view, _strips(distance)
-    energy = (difference**2).mean(2, keepdims=True)
-    means, sure = list[Levels](), list[Levels]()
-    for strip in strips:
-        weight = np.where(counts, strip, np.float32(0))
-        total = _along(weight, ALONG)
-        mean = _mean(difference, weight, total, ALONG)
-        coherence = _power(mean) / (_mean(energy, weight, total, ALONG) + NOISE)
-        evident = _ramp(coherence, *COHERENCE)
-        sure.append(np.minimum(evident, sure[-1]) if sure else evident)
-        means.append(mean)
-    beside = near & (_distance(counts) <= STRIPS[-1]), counts & (distance <= STRIPS[-1])
-    ours, theirs = (
-        _mean(view, weight, _along(weight, ALONG), ALONG) for weight in (x.astype(np.float32) for x in beside)
+    found = _fitted(far[part], view[part], near[part], counts[part], light)
+    if found is None:
+        return None
+    whole = np.zeros_like(far), np.zeros((*near.shape, 1), np.float32)
+    fading = np.where(behind[part], np.float32(1), 1 - _distance(behind)[part] / np.float32(INTO)).clip(0)
+    for into, one in zip(whole, found, strict=True):
+        into[part] = one * fading[:, :, None]
+    return Veil(*whole)
+
+
+def _around(wanted: Mask) -> Region | None:
+    """Return the rectangle that all that is wanted depends on; None where nothing is."""
+    sides = [np.flatnonzero(wanted.any(axis)) for axis in (1, 0)]
+    if not len(sides[0]):
+        return None
+    rows, columns = (slice(max(0, int(side[0]) - HALO), int(side[-1]) + HALO + 1) for side in sides)
+    return rows, columns
+
+
+def _fitted(far: Levels, view: Levels, near: Mask, counts: Mask, light: _Light) -> Veil | None:
+    """Return the veil that explains best what `far` has more than `view`, by the model above."""
+    distance, depth = _distance(near), _distance(~near)
+    matte, beside, inside = (
+        where.astype(np.float32)[:, :, None]
+        for where in (near, counts & (distance <= BESIDE), near & (depth <= INSIDE))
     )
-    trusted = _falls(means) * _points(means[0] + means[1], ours - theirs)
-    inside = np.where(behind, np.float32(0), 1 - _distance(behind) / np.float32(INTO)).clip(0)
-    weights = [np.where(behind, strip, np.float32(0)) for strip in strips[:-1]]
-    weights[0] = weights[0] + inside
-    height, width = distance.shape
-    levels, certain = np.zeros_like(difference), np.zeros((height, width, 1), np.float32)
-    for weight, mean, evident in zip(weights, means, sure, strict=False):  # without the outermost strip
-        ends = _ramp(1 - _power(means[-1]) / (_power(mean) + 1), 0, ENDS)
-        share = evident * ends * trusted
-        part = _enlarged(np.dstack((mean * share, share)), GRID)[:height, :width] * weight[:, :, None]
-        levels += part[:, :, :-1]
-        certain += part[:, :, -1:]
-    return Veil(levels, certain) if certain.any() else None
+    sides = beside, inside
+    around = [_mean_by(side, AROUND) for side in sides]
+    coarse_beside, coarse_inside = (_mean_by(side, DETAIL) for side in sides)
+
+    def coarse(x: Levels) -> Levels:
+        return np.where(near[:, :, None], coarse_inside(x), coarse_beside(x))
+
+    ground = np.where(near[:, :, None], _filled(view, counts), view)  # j₀
+    bare = light.of(ground)
+    thing = matte * (light.of(view) - bare)
+    veils = [light.levels(bare + _defocused(thing, radius)) - ground for radius in RADII]
+    difference = coarse(far - ground)
+    errors = [_power(difference - coarse(veil)) for veil in veils]
+    means = [np.stack([mean(error) for error in errors]) for mean in around]
+    least = [of_side.min(0) for of_side in means]
+    unlike = np.sum([(x - best) / (DOUBT * best + NOISE) for x, best in zip(means, least, strict=True)], 0)
+    likely = np.exp(unlike.min(0) - unlike)
+    likely /= likely.sum(0)
+    veil = np.sum([weight * one for weight, one in zip(likely, veils, strict=True)], 0)
+    model, prior = coarse(veil), TRUST * least[0] + NOISE
+    shown, energy = (around[0](model * x) for x in (difference, model))
+    strength = ((shown + prior) / (energy + prior)).clip(0, STRONGEST)
+    shown, energy = (x.mean(2, keepdims=True) for x in (shown, energy))
+    sure = _ramp((shown + prior) / (energy + prior), *SHOWN) * _ramp(energy, 0, NOISE)
+    sure *= _gaussian(beside, AROUND) > 1e-3
+    if not sure.any():
+        return None
+    alpha = np.sum([w * _defocused(matte, r) for w, r in zip(likely, RADII, strict=True)], 0)
+    alpha = alpha.clip(0, MOST_COVERED) * ((distance - 1) / 2).clip(0, 1)[:, :, None]
+    rest = far - ground - veil * strength
+    dimmed = (rest - _mean_by(beside + inside, FINE)(rest)) * alpha / (1 - alpha)
+    levels = np.where(near[:, :, None], veil * strength / 2, veil * strength - dimmed)
+    return Veil(levels * sure, sure)
+
+
+def _filled(view: Levels, counts: Mask) -> Levels:
+    """Return what lies behind what is near, going on from what `counts`."""
+    known = _mean_by(counts.astype(np.float32)[:, :, None], FILL)(view)
+    return fill_from_nearest(known, ~counts)[0]
 
 
 def _power(x: Levels) -> Levels:
@@ -262,26 +377,6 @@ def _power(x: Levels) -> Levels:
 def _ramp(x: Levels, low: float, high: float) -> Levels:
     """Return 0 below `low`, 1 above `high`, and what lies between in proportion."""
     return np.asarray(((x - low) / (high - low)).clip(0, 1), np.float32)
-
-
-def _falls(means: Sequence[Levels]) -> Levels:
-    """Return whether a difference falls from strip to strip as a veil does, 0 … 1.
-
-    Bars that run along the boundary, which one frame has lost, go up and down.
-    """
-    first = means[0]
-    last, against = np.ones_like(first[:, :, :1]), np.zeros_like(first[:, :, :1])
-    for mean in means[1:]:
-        share = (mean * first).mean(2, keepdims=True) / (_power(first) + NOISE)
-        against = np.maximum(against, np.maximum(-share, share - last - RISE))
-        last = np.minimum(last, share)
-    return 1 - _ramp(against, *AGAINST)
-
-
-def _points(difference: Levels, toward: Levels) -> Levels:
-    """Return whether a difference has the colour of what is near, less that of what is behind, 0 … 1."""
-    lengths = np.sqrt(_power(difference) * _power(toward)) + 0.3
-    return _ramp((difference * toward).mean(2, keepdims=True) / lengths, *COSINE)
 
 
 def _boundaries(labels: Labels) -> Iterator[tuple[tuple[int, int], Region]]:
