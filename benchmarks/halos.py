@@ -2,10 +2,11 @@
 
     python benchmarks/halos.py PHOTO... [--radii 2 4 8 12] [--pictures FOLDER]
 
-Each photograph is the background once, and the next one, in the shape of a few blobs, its foreground. Focused
-in front, the background is blurred by a disc; focused behind, the foreground is, and lies over the background
-(the α-matte boundary), in linear light as in a camera; JPEG 95 follows. Both are fused at scale 1, their halos kept and cleared, and compared
-with what is sharp throughout: all of the picture, and the background within 16 pixels of the foreground.
+Each photograph is the background once, and the next one, in the shape of a few blobs, its foreground.
+Focused in front, the background is blurred by a disc; focused behind, the foreground is, and lies over the
+background (the α-matte boundary), in linear light as in a camera; JPEG 95 follows. Both are fused at scale
+1, their halos kept and cleared, and compared with what is sharp throughout: all of the picture, and the
+background within 16 pixels of the foreground.
 """
 
 from __future__ import annotations
