@@ -329,25 +329,31 @@ def _fitted(far: Levels, view: Levels, near: Mask, counts: Mask, light: _Light) 
         where.astype(np.float32)[:, :, None]
         for where in (near, counts & (distance <= BESIDE), near & (depth <= INSIDE))
     )
-    sides = beside, inside
-    around = [_mean_by(side, AROUND) for side in sides]
-    coarse_beside, coarse_inside = (_mean_by(side, DETAIL) for side in sides)
+    coarse_beside = _mean_by(beside, DETAIL)
 
-    def coarse(x: Levels) -> Levels:
-        return np.where(near[:, :, None], coarse_inside(x), coarse_beside(x))
+    def coarse(x: Levels) -> Levels:  # before the boundary neither has much detail
+        return np.where(near[:, :, None], x, coarse_beside(x))
 
     ground = np.where(near[:, :, None], _filled(view, counts), view)  # j₀
     bare = light.of(ground)
-    thing = matte * (light.of(view) - bare)
-    veils = [light.levels(bare + _defocused(thing, radius)) - ground for radius in RADII]
+    thing = np.dstack((matte * (light.of(view) - bare), matte))
+    blurred = [_defocused(thing, radius) for radius in RADII]
+
+    def veil_of(blur: Levels) -> Levels:
+        return light.levels(bare + blur[:, :, :-1]) - ground
+
     difference = coarse(far - ground)
-    errors = [_power(difference - coarse(veil)) for veil in veils]
+    errors = [_power(difference - coarse(veil_of(blur))) for blur in blurred]
+    around = [_mean_by(side, AROUND) for side in (beside, inside)]
     means = [np.stack([mean(error) for error in errors]) for mean in around]
     least = [of_side.min(0) for of_side in means]
     unlike = np.sum([(x - best) / (DOUBT * best + NOISE) for x, best in zip(means, least, strict=True)], 0)
     likely = np.exp(unlike.min(0) - unlike)
     likely /= likely.sum(0)
-    veil = np.sum([weight * one for weight, one in zip(likely, veils, strict=True)], 0)
+    veil, alpha = np.zeros_like(far), np.zeros_like(matte)
+    for share, blur in zip(likely, blurred, strict=True):
+        veil += share * veil_of(blur)
+        alpha += share * blur[:, :, -1:]
     model, prior = coarse(veil), TRUST * least[0] + NOISE
     shown, energy = (around[0](model * x) for x in (difference, model))
     strength = ((shown + prior) / (energy + prior)).clip(0, STRONGEST)
@@ -356,7 +362,6 @@ def _fitted(far: Levels, view: Levels, near: Mask, counts: Mask, light: _Light) 
     sure *= _gaussian(beside, AROUND) > 1e-3
     if not sure.any():
         return None
-    alpha = np.sum([w * _defocused(matte, r) for w, r in zip(likely, RADII, strict=True)], 0)
     alpha = alpha.clip(0, MOST_COVERED) * ((distance - 1) / 2).clip(0, 1)[:, :, None]
     rest = far - ground - veil * strength
     dimmed = (rest - _mean_by(beside + inside, FINE)(rest)) * alpha / (1 - alpha)
@@ -371,7 +376,7 @@ def _filled(view: Levels, counts: Mask) -> Levels:
 
 
 def _power(x: Levels) -> Levels:
-    return np.asarray((x**2).mean(2, keepdims=True), np.float32)
+    return np.einsum("hwc,hwc->hw", x, x)[:, :, None] / np.float32(x.shape[2])
 
 
 def _ramp(x: Levels, low: float, high: float) -> Levels:
