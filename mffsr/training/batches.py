@@ -35,7 +35,7 @@ LARGEST_BLUR = 7.0  # radius, low-resolution pixels
 KERNEL = 2 * MARGIN - 1  # side of the blur kernels: radius up to 15
 ALIKE = 1.5 / 255  # frames that differ by less within 5×5 pixels show no focus
 FOCUS_SCALES = (1, 2)  # FAPN's pairs are made so many times as large, in turn
-VEILED = 1.5  # a frame in focus whose squared error is so many times the other's is not the one to take
+VEILED = 4.0  # a frame in focus whose squared error is so many times the other's is not the one to take
 SOFT_MARGIN = 4  # pixels that the mild blur of a soft photograph spreads over
 LR_MARGIN = 2  # low-resolution pixels around a patch that are cut off after reducing
 
