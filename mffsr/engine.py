@@ -194,7 +194,8 @@ def fuse_bracket(
         depth = depth or stack.frames[0].dtype.itemsize * 8
         shape = stack.in_order[0].shape
         plan = plan_tiles(runtime, model, shape, tile, depth, events.warning)
-        if plan.render < LARGEST_TILE:  # memory is short, or the user says so by a small tile
+        # Memory is short, or the user says so by a small tile; or FAPN runs on parts that have a size each.
+        if plan.render < LARGEST_TILE or len(stack.order) > 2:
             keep_few_kernels()
         with _timed(seconds, "focus"):
             focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, adaptive, events)
