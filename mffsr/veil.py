@@ -331,7 +331,8 @@ def _fitted(far: Levels, view: Levels, near: Mask, counts: Mask, light: _Light) 
     )
     coarse_beside = _mean_by(beside, DETAIL)
 
-    def coarse(x: Levels) -> Levels:  # before the boundary neither has much detail
+    def coarse(x: Levels) -> Levels:
+        """Take detail away; before the boundary `far` is blurred and has none."""
         return np.where(near[:, :, None], x, coarse_beside(x))
 
     ground = np.where(near[:, :, None], _filled(view, counts), view)  # j₀
@@ -365,6 +366,7 @@ def _fitted(far: Levels, view: Levels, near: Mask, counts: Mask, light: _Light) 
     alpha = alpha.clip(0, MOST_COVERED) * ((distance - 1) / 2).clip(0, 1)[:, :, None]
     rest = far - ground - veil * strength
     dimmed = (rest - _mean_by(beside + inside, FINE)(rest)) * alpha / (1 - alpha)
+    # Before the boundary half of it came nearest, where the step to what `far` becomes there is smaller.
     levels = np.where(near[:, :, None], veil * strength / 2, veil * strength - dimmed)
     return Veil(levels * sure, sure)
 
