@@ -56,7 +56,6 @@ AROUND = 6.0  # σ in pixels of the one within which the radius and the strength
 FILL = 3.0  # σ in pixels of the one by which what lies behind is filled in
 DOUBT = 0.1  # share of the least error by which that of a radius may be larger without its being unlikely
 NOISE = 0.3  # levels², an error that means nothing
-TRUST = 1.0  # how much the strength is that of the model, against that measured
 STRONGEST = 2.0  # a veil may be so many times the model's: a highlight that is clipped shines more
 FINE = 4.0  # σ in pixels of the Gaussian above which detail is, that the near thing's blur has dimmed
 MOST_COVERED = 0.8  # of a pixel, where that detail is brought back
@@ -95,7 +94,7 @@ class Veils:
         Pixel values of `linear` frames are in proportion to light; of others they are about its square root.
         """
         self._frames, self._direction, self._shape = frames, direction, labels.shape
-        self._linear = linear
+        self._light = _Light(linear=linear)
         self._step = _step_of(labels)
         self._labels = _sampled(labels, self._step)
         self._seen = None if seen is None else [_sampled(seen(i), self._step) for i in range(len(frames))]
@@ -128,8 +127,7 @@ class Veils:
                 view = _reduced(self._frames[present[place]], outer, self._step)
                 seen = True if self._seen is None else self._seen[present[place]][cells]
                 far = self._far(picture, depth, place, present, outer)
-                light = _Light(linear=self._linear)
-                veil = _veil(far, view, depth == place, depth > place, (depth > place) & seen, light)
+                veil = _veil(far, view, depth == place, depth > place, (depth > place) & seen, self._light)
                 if veil is not None:
                     total += bare * veil.levels
                     bare *= 1 - veil.sure
@@ -355,7 +353,7 @@ def _fitted(far: Levels, view: Levels, near: Mask, counts: Mask, light: _Light) 
     for share, blur in zip(likely, blurred, strict=True):
         veil += share * veil_of(blur)
         alpha += share * blur[:, :, -1:]
-    model, prior = coarse(veil), TRUST * least[0] + NOISE
+    model, prior = coarse(veil), least[0] + NOISE  # the more detail disturbs, the more the model is believed
     shown, energy = (around[0](model * x) for x in (difference, model))
     strength = ((shown + prior) / (energy + prior)).clip(0, STRONGEST)
     shown, energy = (x.mean(2, keepdims=True) for x in (shown, energy))
