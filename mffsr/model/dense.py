@@ -91,6 +91,8 @@ class _ByParts(torch.autograd.Function):
             else:
                 behind.append(torch.ops.aten.threshold_backward(grad, parts[i], 0))
         of_layers: list[Tensor] = []
+        if out.dtype == torch.float32:  # whose weights' gradients take twice as long channels last
+            parts, behind = ([x.contiguous() for x in some] for some in (parts, behind))
         for weight, grad in zip(weights, reversed(behind), strict=True):
             of_layers += _gradients(_terms(parts, weight), grad)
         return None, out, *of_parts, *of_layers
