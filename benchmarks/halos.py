@@ -1,6 +1,8 @@
 """What clearing halos is worth, on brackets of two photographs, one before the other.
 
     python benchmarks/halos.py PHOTO... [--radii 2 4 8 12] [--pictures FOLDER]
+    python benchmarks/halos.py PHOTO... --write FOLDER          # the brackets, a folder each: RADIUS-NUMBER
+    python benchmarks/halos.py PHOTO... --results FOLDER        # another program's, as RADIUS-NUMBER.png
 
 Each photograph is the background once, and the next one, in the shape of a few blobs, its foreground.
 Focused in front, the background is blurred by a disc; focused behind, the foreground is, and lies over the
@@ -12,7 +14,7 @@ background within 16 pixels of the foreground.
 from __future__ import annotations
 
 import argparse
-from itertools import cycle
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -63,10 +65,25 @@ def bracket(front: Levels, back: Levels, shape: Levels, radius: float) -> tuple[
     return frames, sharp
 
 
-def psnr(picture: Image, sharp: Image, where: NDArray[np.bool_]) -> float:
+def psnr(picture: Image | Levels, sharp: Image, where: NDArray[np.bool_]) -> float:
     """Return the PSNR over the pixels `where`, in dB."""
     error = (picture.astype(np.float32) - sharp) ** 2
     return float(10 * np.log10(255**2 / error[where].mean()))
+
+
+def brackets(photos: Sequence[Path], radius: float) -> Iterator[tuple[str, list[Image], Image, Levels]]:
+    """Yield the name, the frames, the sharp picture and the foreground's shape of each bracket."""
+    for number, (path, other) in enumerate(zip(photos, [*photos[1:], photos[0]], strict=True)):
+        back, front = read(path, 768, 512), read(other, 768, 512)
+        shape = blobs(512, 768, np.random.default_rng([number, round(10 * radius)]))
+        yield f"{radius:g}-{number}", *bracket(front, back, shape, radius), shape[:, :, 0]
+
+
+def write(folder: Path, frames: Sequence[Image]) -> None:
+    """Write a bracket's frames for another program."""
+    folder.mkdir(parents=True)
+    for number, frame in enumerate(frames):
+        cv2.imwrite(str(folder / f"{number}.png"), frame[:, :, ::-1])
 
 
 def main() -> None:
@@ -78,31 +95,42 @@ def main() -> None:
     )
     parser.add_argument("--weights", default="photo")
     parser.add_argument("--pictures", type=Path, help="write both results side by side into this folder")
+    parser.add_argument("--write", type=Path, help="write the brackets into this folder, and no more")
+    parser.add_argument("--results", type=Path, help="score what another program made of them, and no more")
     options = parser.parse_args()
     if options.pictures:
         options.pictures.mkdir(parents=True, exist_ok=True)
-    runtime = choose()
-    model = runtime.place(load_model(1, options.weights)[0])
-    print("radius   all: kept  cleared   beside the foreground: kept  cleared   brackets better   worse")
+    if options.results:
+        print("radius       all   beside the foreground")
+    elif not options.write:
+        print("radius   all: kept  cleared   beside the foreground: kept  cleared   brackets better   worse")
+        runtime = choose()
+        model = runtime.place(load_model(1, options.weights)[0])
     for radius in options.radii:
         rows = []
-        others = cycle(options.photos[1:] + options.photos[:1])
-        for number, (path, other) in enumerate(zip(options.photos, others, strict=False)):
-            back = read(path, 768, 512)
-            front = read(other, 768, 512)
-            shape = blobs(512, 768, np.random.default_rng([number, round(10 * radius)]))
-            frames, sharp = bracket(front, back, shape, radius)
-            outside = shape[:, :, 0] == 0
+        for name, frames, sharp, shape in brackets(options.photos, radius):
+            if options.write:
+                write(options.write / name, frames)
+                continue
+            if options.results:
+                made = [read(options.results / f"{name}.png", 768, 512)]
+            else:
+                fusion = fuse_bracket(frames, model, runtime, align=False)
+                kept = render(model, frames, fusion.labels, runtime, tile=512, depth=8)
+                made = [kept.pixels, fusion.photo.pixels]
+            outside = shape == 0
             beside = outside & (cv2.distanceTransform(outside.astype(np.uint8), cv2.DIST_L2, 5) <= BESIDE)
-            fusion = fuse_bracket(frames, model, runtime, align=False)
-            kept = render(model, frames, fusion.labels, runtime, tile=512, depth=8)
-            made = kept.pixels, fusion.photo.pixels
             rows.append([psnr(x, sharp, where) for where in (beside | True, beside) for x in made])
             if options.pictures:
-                name = f"{path.stem}-{radius:g}.png"
-                cv2.imwrite(str(options.pictures / name), np.hstack(made)[:, :, ::-1])
-        means = np.mean(rows, 0)
-        gains = np.array(rows)[:, 3] - np.array(rows)[:, 2]
+                cv2.imwrite(str(options.pictures / f"{name}.png"), np.hstack(made)[:, :, ::-1])
+        if not rows:
+            continue
+        found = np.array(rows)
+        means = found.mean(0)
+        if options.results:
+            print(f"{radius:>6g} {means[0]:>9.2f} {means[1]:>23.2f}", flush=True)
+            continue
+        gains = found[:, 3] - found[:, 2]
         print(
             f"{radius:>6g} {means[0]:>11.2f} {means[1]:>8.2f} {means[2]:>29.2f} {means[3]:>8.2f} "
             f"{(gains > 0.01).sum():>17} {(gains < -0.01).sum():>7}",
