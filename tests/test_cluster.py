@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
+import cv2
 import pytest
 from test_batch import ENV, events, leftovers, mffsr, outputs, write_brackets
 
@@ -27,7 +27,6 @@ from mffsr.batch_cluster import TRIES, Told, new_run, run_cluster
 from mffsr.batch_workers import Teller, cluster
 from mffsr.cli import batch_remote
 from mffsr.errors import BracketError, ClusterError
-from mffsr.photo import read_photo
 from mffsr.photo.brackets import Bracket
 
 distributed = pytest.importorskip("distributed")
@@ -68,14 +67,16 @@ def kill_one_at_work(cluster, done: threading.Event) -> None:
                     return
 
 
-def assert_same_picture(one: Path, other: Path) -> None:
-    """Sums in another order may round a pixel the other way, of which JPEG makes a block."""
-    first, second = (read_photo(path).pixels.astype(int) for path in (one, other))
-    different = np.abs(first - second)
-    assert different.max() <= 8, one.name
-    assert (different > 0).mean() < 1e-3, one.name
+@pytest.fixture
+def threads_of_workers():
+    """OpenCV's threads as the workers have them: registration's last bits depend on their number."""
+    own = cv2.getNumThreads()
+    cv2.setNumThreads(-1)
+    yield
+    cv2.setNumThreads(own)
 
 
+@pytest.mark.usefixtures("threads_of_workers")
 def test_one_of_two_workers_is_killed(mffsr, brackets, tmp_path, workers):
     options = ["-s", 3, "--focus-map", "{bracket}_map.png", "--json"]
     assert mffsr("batch", brackets, "-o", tmp_path / "here", *options).exit_code == 0
@@ -91,11 +92,7 @@ def test_one_of_two_workers_is_killed(mffsr, brackets, tmp_path, workers):
     names = sorted(path.name for path in (tmp_path / "here").iterdir())
     assert len(names) == 5 * 3 + 1
     for name in names[1:]:  # the first are the records
-        here, there = tmp_path / "here" / name, tmp_path / "there" / name
-        if here.suffix == ".jpg":
-            assert_same_picture(here, there)
-        else:
-            assert here.read_bytes() == there.read_bytes(), name
+        assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
     assert sorted(event["index"] for event in events(result) if event["event"] == "done") == [1, 2, 3, 4, 5]
     again = mffsr("batch", brackets, "-o", tmp_path / "there", *options, "--resume")
     assert [event["event"] for event in events(again)][1::2] == ["skipped"] * 5
