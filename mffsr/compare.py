@@ -31,6 +31,7 @@ from mffsr.tiles import Tile, covering, tiles
 
 __all__ = [
     "FLOOR",
+    "SMALLEST_SIDE",
     "TIE",
     "UNDECIDED",
     "Comparison",
@@ -40,6 +41,8 @@ __all__ = [
     "detail",
     "detail_window",
     "levels",
+    "mask_at",
+    "reduced",
     "to_tensor",
 ]
 
@@ -107,7 +110,7 @@ def compare(
     shown = np.zeros((1, 1), np.bool_)
     run, plan = 0, list[Tile]()
     for level in range(top, -1, -1):
-        pair = (_reduced(photo1, level), _reduced(photo2, level))
+        pair = (reduced(photo1, level), reduced(photo2, level))
         size = (pair[0].shape[0], pair[0].shape[1])
         doubt = np.ones(size, np.bool_)
         if adaptive and level < top:
@@ -121,7 +124,7 @@ def compare(
             near = np.ones((detail_window(*size),) * 2, np.uint8)
             doubt &= cv2.dilate(shown.astype(np.uint8), near) > 0
         if where is not None:
-            doubt &= _mask_at(where, size) if level else where
+            doubt &= mask_at(where, size) if level else where
         plan = list(tiles(*size, tile, config.halo, grid=config.sam_window))
         run = 0
         for done, whole in enumerate(plan, 1):
@@ -147,7 +150,7 @@ def compare(
     return Comparison(margin, run, len(plan))
 
 
-def _reduced(photo: Frame, level: int) -> Frame:
+def reduced(photo: Frame, level: int) -> Frame:
     """Return the photograph at 1/2^level of its size, each pixel the mean of those it stands for."""
     if level == 0:
         return photo
@@ -163,7 +166,7 @@ def _reduced(photo: Frame, level: int) -> Frame:
     return out
 
 
-def _mask_at(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+def mask_at(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Return a mask at a coarser level's size (height, width): all pixels that stand for any of its own."""
     small = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA)
     return np.asarray(cv2.dilate(small, np.ones((3, 3), np.uint8)) > 0)

@@ -27,7 +27,7 @@ from mffsr.checkpoint import load_model, provenance
 from mffsr.device import Runtime, choose
 from mffsr.errors import DeviceError, UsageError, is_out_of_memory
 from mffsr.events import Events
-from mffsr.focus_map import FocusMap, Labels, Tie, decide_focus
+from mffsr.focus_map import FocusMap, Labels, Seen, Tie, decide_focus
 from mffsr.frames import Frame, FrameStore, row_blocks
 from mffsr.limits import SMALLEST_TILE
 from mffsr.model import JointModel
@@ -38,6 +38,7 @@ from mffsr.photo.tone import ToneCurve
 from mffsr.plan import LARGEST_TILE, Plan, plan_tiles
 from mffsr.regions import fill_holes
 from mffsr.render import Rendered, enlarge_plane, render
+from mffsr.rims import rims
 from mffsr.stack import (
     Source,
     Stack,
@@ -47,7 +48,7 @@ from mffsr.stack import (
     register,
     resample,
 )
-from mffsr.veil import Veils, direction
+from mffsr.veil import Direction, Veils, direction
 
 __all__ = ["Fusion", "fuse", "fuse_bracket"]
 
@@ -191,6 +192,7 @@ def fuse_bracket(
                     stack, events, motion=motion, exposure=exposure, on_bad_frame=on_bad_frame
                 )
                 resample(stack, registrations, events, crop=crop, save=save_aligned)
+        seen = _seen(stack, registrations, crop=crop)
         depth = depth or stack.frames[0].dtype.itemsize * 8
         shape = stack.in_order[0].shape
         plan = plan_tiles(runtime, model, shape, tile, depth, events.warning)
@@ -198,12 +200,18 @@ def fuse_bracket(
         if plan.render < LARGEST_TILE or len(stack.order) > 2:
             keep_few_kernels()
         with _timed(seconds, "focus"):
-            focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, crop, adaptive, events)
-            focus = focus._replace(labels=_filled(stack, registrations, focus.labels, crop=crop))
+            focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, seen, adaptive, events)
+            focus = focus._replace(labels=_filled(focus.labels, len(stack.order), seen))
+            order = _direction(stack, registrations, focus.labels)
+            if order is not None and len(stack.order) == 2:
+                focus = _with_rims(stack, model, runtime, plan, focus, order, seen)
         if focus.undecided >= TOLD:
             events.warning(f"{focus.undecided:.1%} of the picture is plain, or equally sharp in all photos")
         with _timed(seconds, "enlarge"):
-            veils = _veils(stack, registrations, focus.labels, crop=crop) if clear_halos else None
+            veils = None
+            if clear_halos and order is not None:
+                linear = stack.curve.is_linear
+                veils = Veils(stack.in_order, focus.labels, order, seen, linear=linear)
             rendered = _render(stack, model, runtime, plan, focus.labels, veils, depth, events)
             photo = _finish(stack, rendered, focus.labels, model.scale, provenance or {}, events)
         fusion = _told(stack, registrations, focus, rendered, photo, seconds)
@@ -252,9 +260,7 @@ def _told(
     )
 
 
-def _seen(
-    stack: Stack, registrations: Sequence[Registration] | None, *, crop: bool
-) -> Callable[[int], NDArray[np.bool_]] | None:
+def _seen(stack: Stack, registrations: Sequence[Registration] | None, *, crop: bool) -> Seen:
     """Return what tells where a frame, by its place in the direction of work, has pixels of its own.
 
     None: everywhere.
@@ -265,17 +271,14 @@ def _seen(
     return lambda place: covered(found[stack.order[place]], stack.size, (0, 0, *stack.size))
 
 
-def _veils(
-    stack: Stack, registrations: Sequence[Registration] | None, labels: Labels, *, crop: bool
-) -> Veils | None:
-    """Find what a blurred foreground spreads; None: which frames are focused on it is not known."""
+def _direction(
+    stack: Stack, registrations: Sequence[Registration] | None, labels: Labels
+) -> Direction | None:
+    """Find in which direction the frames are focused; None: it is not known."""
     told = direction(stack.in_order, labels)
     if told is None and (found := breathing(registrations)):
         told = found if stack.order[0] <= stack.order[-1] else -found
-    if told is None:
-        return None
-    seen = _seen(stack, registrations, crop=crop)
-    return Veils(stack.in_order, labels, told, seen, linear=stack.curve.is_linear)
+    return told
 
 
 def _decide(
@@ -285,7 +288,7 @@ def _decide(
     plan: Plan,
     prefer: str | None,
     registrations: Sequence[Registration] | None,
-    crop: bool,
+    seen: Seen,
     adaptive: bool,
     events: Events,
 ) -> tuple[FocusMap, Plan]:
@@ -302,7 +305,7 @@ def _decide(
             tile=p.focus,
             tie=tie,
             adaptive=adaptive,
-            seen=_seen(stack, registrations, crop=crop),
+            seen=seen,
             progress=lambda d, t: events.progress("focus", d, t),
         ),
         events,
@@ -338,16 +341,34 @@ def _render(
     )[0]
 
 
-def _filled(
-    stack: Stack, registrations: Sequence[Registration] | None, labels: Labels, *, crop: bool
-) -> Labels:
-    """Fill holes, but not where the frame they would be filled from has no pixels of its own."""
+def _with_rims(
+    stack: Stack,
+    model: JointModel,
+    runtime: Runtime,
+    plan: Plan,
+    focus: FocusMap,
+    order: Direction,
+    seen: Seen,
+) -> FocusMap:
+    """Give the rims of what is in front to the photo of a pair that is focused on it."""
+    near = 0 if order > 0 else 1
+    found = rims(model, stack.to_judge, focus.labels, near, runtime, tile=plan.focus)
+    if seen is not None:
+        found &= seen(near)
+    if not found.any():
+        return focus
+    labels = np.where(found, np.uint16(near), focus.labels)
+    confidence = np.where(found, np.uint8(0), focus.confidence)
+    return focus._replace(labels=_filled(labels, 2, seen), confidence=confidence)
+
+
+def _filled(labels: Labels, count: int, seen: Seen) -> Labels:
+    """Fill holes in the labels of `count` frames, but not where the frame that fills them has no pixels."""
     filled = fill_holes(labels)
-    seen = _seen(stack, registrations, crop=crop)
     if seen is None:
         return filled
     kept = filled.copy()
-    for place in range(len(stack.order)):
+    for place in range(count):
         outside = (filled == place) & ~seen(place)
         kept[outside] = labels[outside]
     return kept

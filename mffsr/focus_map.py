@@ -27,7 +27,7 @@ from mffsr.model import JointModel
 from mffsr.photo import Pixels
 from mffsr.regions import Glow, Labels, fill_holes, nearby, settle_undecided, undecided_regions
 
-__all__ = ["FocusMap", "Labels", "Tie", "decide_focus", "preview"]
+__all__ = ["FocusMap", "Labels", "Seen", "Tie", "decide_focus", "preview"]
 
 Tie = Literal["first", "last"] | None
 Seen = Callable[[int], NDArray[np.bool_]] | None

@@ -13,7 +13,7 @@ from mffsr.compare import FLOOR, UNDECIDED, Detail, detail_window
 from mffsr.frames import row_blocks
 from mffsr.photo import fill_from_nearest
 
-__all__ = ["Glow", "Labels", "fill_holes", "nearby", "settle_undecided", "undecided_regions"]
+__all__ = ["Glow", "Labels", "depth_of", "fill_holes", "nearby", "settle_undecided", "undecided_regions"]
 
 Labels = NDArray[np.uint16]  # H×W, index of a frame
 
@@ -105,7 +105,7 @@ def settle_undecided(labels: Labels, contrast: NDArray[np.float16], glow: NDArra
     return settled
 
 
-def _depth(region: NDArray[np.bool_]) -> NDArray[np.float32]:
+def depth_of(region: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Return the distance of each of a region's pixels to what is not the region, 0 outside it."""
     found = cv2.distanceTransform(region.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
     return np.asarray(found, np.float32)
@@ -113,14 +113,14 @@ def _depth(region: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 def _grown(region: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     """Dilate by a disc; unlike OpenCV's dilation, in a time that does not depend on its radius."""
-    grown: NDArray[np.bool_] = _depth(~region) <= radius
+    grown: NDArray[np.bool_] = depth_of(~region) <= radius
     return grown
 
 
 def undecided_regions(contrast: NDArray[np.float16]) -> NDArray[np.bool_]:
     """Return the regions, but not the thin strips, whose contrast is no more than noise makes."""
     radius = max(3, round(min(contrast.shape) * UNDECIDED_WIDTH / 2))
-    return _grown(_depth(contrast < UNDECIDED) > radius, radius)
+    return _grown(depth_of(contrast < UNDECIDED) > radius, radius)
 
 
 def nearby(detail: Detail) -> NDArray[np.float32]:

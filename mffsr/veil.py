@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mffsr.focus_map import Labels
+from mffsr.focus_map import Labels, Seen
 from mffsr.frames import BLOCK, Frame
 from mffsr.model.blocks import scaled
 from mffsr.model.resize import enlarge_bilinear
@@ -45,7 +45,6 @@ Plane = NDArray[np.float32]  # h×w
 Mask = NDArray[np.bool_]  # h×w
 Direction = Literal[1, -1]  # frames are focused from near to far, or from far to near
 T = TypeVar("T", bound=np.generic)
-Seen = Callable[[int], Mask] | None
 
 SIDE = 768  # pixels of a picture's shorter side that the figures below are made for
 RADII = (0.0, 1.0, 1.3, 1.7, 2.2, 2.9, 3.8, 5.0, 6.5, 8.5, 11.0, 14.0)  # pixels, of the blur

@@ -48,7 +48,7 @@ def test_levels_halve_the_picture_down_to_about_half_a_megapixel(size, expected)
 def test_reducing_in_blocks_of_rows_is_the_mean_over_pixels(height, width, level, channels):
     rng = np.random.default_rng(height * 71 + width)
     photo = rng.integers(0, 65536, (height, width, channels)).astype(np.uint16)
-    small = pyramid._reduced(photo, level)
+    small = pyramid.reduced(photo, level)
     step = 1 << level
     assert small.shape == (-(-height // step), -(-width // step), channels)
     whole = photo[: height // step * step, : width // step * step].astype(float)
@@ -60,9 +60,9 @@ def test_reducing_in_blocks_of_rows_is_the_mean_over_pixels(height, width, level
 
 def test_blocks_of_rows_change_nothing(monkeypatch):
     photo = textured(130, 90)
-    whole = pyramid._reduced(photo, 2)
+    whole = pyramid.reduced(photo, 2)
     monkeypatch.setattr(pyramid, "row_blocks", lambda *_: iter([slice(0, 17)]))
-    np.testing.assert_array_equal(pyramid._reduced(photo, 2)[:32], whole[:32])
+    np.testing.assert_array_equal(pyramid.reduced(photo, 2)[:32], whole[:32])
 
 
 @pytest.mark.usefixtures("small_pyramid")
@@ -95,7 +95,7 @@ def test_what_nobody_asked_for_stays_undecided(tile, cpu):
 def test_no_pixel_of_a_mask_is_lost_at_a_coarser_level():
     mask = np.zeros((4096, 64), np.bool_)
     mask[2000, 30] = True
-    assert pyramid._mask_at(mask, (64, 1)).any()
+    assert pyramid.mask_at(mask, (64, 1)).any()
 
 
 @pytest.mark.usefixtures("small_pyramid")

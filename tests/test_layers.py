@@ -14,7 +14,7 @@ LAYERS = [
     {"allocator", "errors", "limits", "text", "tiles"},
     {"model", "photo", "metrics"},
     {"checkpoint", "device", "events", "frames"},
-    {"render", "veil", "focus_map", "compare", "regions", "stack", "plan"},
+    {"render", "veil", "focus_map", "compare", "regions", "rims", "stack", "plan"},
     {"engine"},
     {"batch", "evaluate", "paper_tables", "report", "training"},
     {"cli", "__main__"},
