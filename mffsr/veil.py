@@ -64,7 +64,7 @@ SOFT = 2.0  # … and so far in they are as the near one; from the boundary on, 
 GRID = 4  # pixels: means along a boundary are taken on a grid of this size
 FAR_ALONG = 4  # by a Gaussian whose σ is so many of its cells
 HALO = round(3 * (AROUND + DETAIL + FILL) + INSIDE + 2 * RADII[-1])  # pixels around those wanted
-EVIDENT = 1.5  # so many times as sharp are edges in the frames focused on what is near
+EVIDENT = 1.3  # so many times as sharp are edges in the frames focused on what is near
 EDGE = 12  # pixels to each side of a boundary where they are looked for, in strips of two
 MOST_PAIRS = 20  # of frames that are asked
 
