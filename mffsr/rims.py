@@ -80,11 +80,10 @@ def _flooded(view: Pixels, near: Mask, unit: float) -> Mask:
     markers[_middle(outside) & (outside > NARROW * unit)] = 2
     markers[inside > CORE * unit] = 1
     markers[_middle(inside) & (inside > THIN)] = 1
-    values = view.astype(np.float32) / (257 if view.dtype == np.uint16 else 1)
-    smooth = cv2.GaussianBlur(values, (0, 0), SMOOTH).reshape(view.shape)
-    image = np.broadcast_to(np.rint(smooth), (*near.shape, 3)).astype(np.uint8)
+    levels = cv2.convertScaleAbs(view, alpha=1 / 257) if view.dtype == np.uint16 else view
+    smooth = cv2.GaussianBlur(levels, (0, 0), SMOOTH).reshape(view.shape)
     # OpenCV takes the outermost pixels for boundaries.
-    image = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    image = np.pad(np.broadcast_to(smooth, (*near.shape, 3)), ((1, 1), (1, 1), (0, 0)), mode="edge")
     flooded: Mask = cv2.watershed(image, np.pad(markers, 1, mode="edge"))[1:-1, 1:-1] == 1
     return flooded
 
