@@ -202,8 +202,9 @@ def fuse_bracket(
         with _timed(seconds, "focus"):
             focus, plan = _decide(stack, model, runtime, plan, prefer, registrations, seen, adaptive, events)
             focus = focus._replace(labels=_filled(focus.labels, len(stack.order), seen))
-            order = _direction(stack, registrations, focus.labels)
-            if order is not None and len(stack.order) == 2:
+            pair = len(stack.order) == 2
+            order = _direction(stack, registrations, focus.labels) if pair or clear_halos else None
+            if pair and order is not None:
                 focus = _with_rims(stack, model, runtime, plan, focus, order, seen)
         if focus.undecided >= TOLD:
             events.warning(f"{focus.undecided:.1%} of the picture is plain, or equally sharp in all photos")

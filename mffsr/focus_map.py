@@ -43,7 +43,8 @@ class FocusMap(NamedTuple):
     """The decision for a whole bracket."""
 
     labels: Labels  # H×W uint16: index of the frame each pixel is taken from
-    # H×W, 0…255: |M1 − M2| of a pair; of a stack the contrast of detail too, where it was left to decide
+    # H×W, 0…255: |M1 − M2| of a pair, 0 where `mffsr.rims` overrules it; of a stack the contrast of detail
+    # too, where it was left to decide
     confidence: NDArray[np.uint8]
     undecided: float  # share of the picture that is as sharp, or as plain, in all frames, 0…1
     tiles_run: int  # tiles of full resolution that went through FAPN
